@@ -1,0 +1,168 @@
+import { createRequire } from 'node:module'
+import { AmbitError } from './errors.ts'
+
+/**
+ * The one importer of the addon, and the types of everything that crosses into it. Descriptors are plain
+ * numbers; whoever receives one owns it and closes it. Errors from the addon are `Error`s with
+ * `{code: 'NATIVE', errno: number, syscall: string}`.
+ */
+
+export type Mount =
+  /** A detached copy of `source` (host path, or a descriptor of the daemon), always nosuid; nodev unless `device`. */
+  | { type: 'bind'; source: string | number; target: string; readonly: boolean; recursive: boolean; device?: boolean; noexec?: boolean;
+      /** Resolve `source` with this host user's rights (setfsuid), not root's. */
+      asUser?: { uid: number; gid: number }
+      /** Files of this host owner appear as the cell's 0:0 and files the cell makes belong to that owner. */
+      idmapOwner?: { uid: number; gid: number }
+      /** A missing source is skipped, not an error. */
+      optional?: boolean }
+  | { type: 'tmpfs'; target: string; sizeBytes: number; mode: number }
+  | { type: 'proc'; target: string }
+  | { type: 'devpts'; target: string }
+  | { type: 'directory'; target: string; mode: number }
+  | { type: 'file'; target: string; content: string; mode: number }
+  | { type: 'symlink'; target: string; to: string }
+
+export type LandlockAccess = 'read' | 'write' | 'execute'
+
+export type LaunchPlan = {
+  id: string
+  argv: string[]
+  /** NAME=value */
+  env: string[]
+  /** In the cell. */
+  cwd: string
+  /** Descriptors of the daemon; duplicated, so the daemon may close them after `prepare` returns. */
+  stdio: [number, number, number]
+  /** Absolute cgroup folders that exist already: the v2 one is entered by CLONE_INTO_CGROUP, v1 ones through their `tasks` file. */
+  cgroups: { v2: string; v1: string[] }
+  /** Host id of the cell's id 0, and how many follow. Never 0. */
+  ids: { base: number; count: number }
+  hostname: string
+  rootSizeBytes: number
+  mounts: Mount[]
+  /** From `buildSeccomp`; null only in tests. */
+  seccomp: Buffer | null
+  /** Paths in the cell; null where the kernel has no Landlock. `write` covers making, removing, truncating; refer included. Missing paths are skipped. */
+  landlock: { rules: { path: string; access: LandlockAccess[] }[] } | null
+  rlimits: { name: 'nofile' | 'nproc' | 'core' | 'fsize' | 'stack' | 'memlock'; soft: number; hard: number }[]
+  /** Ids in the cell that the command runs as. */
+  uid: number
+  gid: number
+}
+
+/** A cell built and waiting: nothing of the job has run. All listening sockets live in the cell's network namespace. */
+export type PreparedCell = {
+  /** cell-init on the host: process 1 of the cell. */
+  pid: number
+  pidfd: number
+  netns: number
+  /** Listening TCP sockets on 127.0.0.1 and ::1 that sk_lookup hands every non-loopback connection to. */
+  relay4: number
+  relay6: number
+  /** Port 53 of every address: UDP and TCP. */
+  dnsUdp4: number
+  dnsUdp6: number
+  dnsTcp4: number
+  dnsTcp6: number
+}
+
+export type CellExit = {
+  id: string
+  /** Of the command. Exactly one of both is set, unless `failed` is. */
+  code: number | null
+  signal: number | null
+  /** cell-init could not do its work: the step in words, and errno. */
+  failed: { step: string; errno: number } | null
+  userUs: number
+  systemUs: number
+  maxRssKiB: number
+}
+
+export interface NativeSpawner {
+  /** Starts the small spawner process. Paths of the built helpers. */
+  prepare(plan: LaunchPlan): Promise<PreparedCell>
+  /** Lets the command start. */
+  go(id: string): void
+  /** Sends a signal to the command (through cell-init, which is not otherwise reachable). */
+  signal(id: string, signal: number): void
+  close(): void
+}
+
+export type PeerCredentials = { pid: number; uid: number; gid: number }
+
+export interface NativeControl {
+  send(connection: number, message: Buffer): void
+  disconnect(connection: number): void
+  close(): void
+}
+
+export type ProbeReport = { name: string; family: string; state: 'attached' | 'fallback' | 'missing'; detail: string }
+
+export type RawSyscallCount = { arch: number; nr: number; succeeded: number; failed: number; refused: number; unfinished: number }
+
+export interface NativeProbes {
+  /** Loads every object; attaches nothing. */
+  load(): ProbeReport[]
+  /** Attach or detach the host-wide programs; called with the first and after the last cell. Returns the state of each hook. */
+  attach(): ProbeReport[]
+  detach(): void
+  /** Registers a cell by its v2 cgroup id (inode of the folder) and its init's pid, whose own acts are not evidence. */
+  addCell(cgroupId: bigint, initPid: number): void
+  /** Reads the lossless sets. May be called at any time; does not drain. */
+  readCell(cgroupId: bigint): { syscalls: RawSyscallCount[]; outOfRange: number; counters: { event: string; produced: number; delivered: number; dropped: number }[] }
+  removeCell(cgroupId: bigint): void
+  /** Hands every pending event over before it returns control to `onBatch`; resolves when the ring is empty. */
+  flush(): Promise<void>
+  /** Uprobes on a TLS library or binary, by inode, for every cell. Idempotent per inode. */
+  attachTls(path: string, flavour: 'openssl' | 'gnutls'): ProbeReport[]
+  detachTls(): void
+  /** Gives every TCP connection of the namespace that is not meant for loopback to the relay's sockets. Returns a handle. */
+  attachRelay(netns: number, relay4: number, relay6: number): number
+  detachRelay(handle: number): void
+  close(): void
+}
+
+export type SeccompPlan = {
+  /** Errno of calls that no rule allows; ENOSYS makes C libraries fall back. */
+  defaultErrno: number
+  /** Log refusals (SECCOMP_FILTER_FLAG_LOG is set by cell-init). */
+  rules: { names: string[]; action: 'allow' | { errno: number }; args?: { index: number; op: 'eq' | 'ne' | 'lt' | 'le' | 'gt' | 'ge' | 'masked-eq'; value: bigint; mask?: bigint }[] }[]
+}
+
+export interface NativeAddon {
+  /** `onExit` is called once for each cell that was prepared, after the cell's last process is gone. */
+  Spawner: new (spawnerPath: string, initPath: string, onExit: (exit: CellExit) => void) => NativeSpawner
+  /** A SOCK_SEQPACKET server; `onMessage` owns `fds`. Messages above 256 KiB and more than 8 descriptors are refused. */
+  Control: new (path: string, mode: number, gid: number,
+    onMessage: (connection: number, peer: PeerCredentials, message: Buffer, fds: number[]) => void,
+    onClose: (connection: number) => void) => NativeControl
+  /** `onBatch`: one Buffer per wake-up, records as in bpf/events.h back to back. `level`: depth of cells' cgroups below the v2 root. */
+  Probes: new (objectDir: string, level: number, parentCgroup: string, onBatch: (events: Buffer) => void) => NativeProbes
+  buildSeccomp(plan: SeccompPlan): Buffer
+  /** Number → name for the machine's own architecture and its compat ones; null if unknown. */
+  syscallName(arch: number, nr: number): string | null
+  /** Every call that this libseccomp and kernel know, by name. */
+  syscallNumber(name: string): number | null
+  landlockAbi(): number
+  /** openat2 under `dirfd` with RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS; returns a descriptor. */
+  openBeneath(dirfd: number, path: string, flags: number, mode: number): number
+}
+
+let loaded: NativeAddon | undefined
+
+export function native(): NativeAddon {
+  if (loaded === undefined) {
+    try {
+      loaded = createRequire(import.meta.url)('#addon') as NativeAddon
+    } catch (cause) {
+      throw new AmbitError('NATIVE_MISSING', {
+        attempted: 'load the native addon',
+        why: (cause as Error).message.split('\n')[0]!,
+        remedy: 'build it with `npm run setup` in the folder that holds ambit\'s package.json',
+        cause,
+      })
+    }
+  }
+  return loaded
+}

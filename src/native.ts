@@ -137,10 +137,13 @@ export interface NativeAddon {
   Control: new (path: string, mode: number, gid: number,
     onMessage: (connection: number, peer: PeerCredentials, message: Buffer, fds: number[]) => void,
     onClose: (connection: number) => void) => NativeControl
-  /** `onBatch`: one Buffer per wake-up, records as in bpf/events.h back to back. `level`: depth of cells' cgroups below the v2 root. */
-  Probes: new (objectDir: string, level: number, parentCgroup: string, onBatch: (events: Buffer) => void) => NativeProbes
+  /**
+   * `onBatch`: one Buffer per wake-up, records as in bpf/events.h back to back. `level`: depth of cells' cgroups below the
+   * v2 root; they are direct children of `parentCgroup`. `ringBytes`: a power of two; the objects' own size if left out.
+   */
+  Probes: new (objectDir: string, level: number, parentCgroup: string, onBatch: (events: Buffer) => void, ringBytes?: number) => NativeProbes
   buildSeccomp(plan: SeccompPlan): Buffer
-  /** Number → name for the machine's own architecture and its compat ones; null if unknown. */
+  /** `arch`: place in `syscallCount.arch` (0 x86_64, 1 i386, 2 x32, 3 aarch64, 4 arm). Null: the number has no name. */
   syscallName(arch: number, nr: number): string | null
   /** Every call that this libseccomp and kernel know, by name. */
   syscallNumber(name: string): number | null

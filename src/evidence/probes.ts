@@ -1,0 +1,224 @@
+import { lstatSync } from 'node:fs'
+import { constants } from 'node:os'
+import { AmbitError } from '../errors.ts'
+import type { NativeAddon, NativeProbes, ProbeReport } from '../native.ts'
+import type { ApiReader } from './api.ts'
+import { decode, DecodeError, type RawEvent } from './decode.ts'
+import { FAMILIES, syscallCount, type EvidenceBody, type Family, type HookReport, type SyscallCount } from './records.ts'
+import type { CellLog } from './store.ts'
+
+export type ProbesOptions = {
+  native: NativeAddon
+  /** Holds NAME.bpf.o. */
+  objectDir: string
+  /** Depth of the cells' cgroups below the v2 root. */
+  level: number
+  /** Absolute folder of the v2 cgroup that holds every cell. */
+  parentCgroup: string
+  /** Looked at while a cell that declares an API runs. */
+  tls: readonly { path: string; flavour: 'openssl' | 'gnutls' }[]
+  /** Size of the ring between kernel and daemon: a power of two, in bytes. The objects' own size is 8 MiB. */
+  ringBytes?: number
+}
+
+export type Probes = {
+  /** Makes a cell visible to the programs, before anything of it runs. `apiHosts`: the declared APIs whose requests are read; none: TLS is not looked at. */
+  addCell(cgroupId: bigint, initPid: number, apiHosts: readonly string[]): Promise<void>
+  removeCell(cgroupId: bigint): void
+  /** Descriptors of the cell's network namespace and of the relay's listening sockets; returns a handle. */
+  attachRelay(netns: number, relay4: number, relay6: number): number
+  detachRelay(handle: number): void
+  /** Where the events of a cell go from now on, those that came before it first. */
+  route(cgroupId: bigint, log: Pick<CellLog, 'append'>): void
+  hooks(): HookReport[]
+  /** Resolves once everything that the kernel had told when it was called is in the cells' logs. */
+  flush(): Promise<void>
+  /** The records that close a cell's evidence: what the API reader still held, the syscall set, one `loss` per kind of event. */
+  finalSets(cgroupId: bigint): EvidenceBody[]
+  close(): void
+}
+
+/** Events of a cell that nobody has asked for yet; more are lost, and told so. */
+const WAITING_EVENTS = 10_000
+
+/** By the numbers of enum ambit_arch (bpf/arch.h), which `syscallName` takes too. */
+const ARCHES = syscallCount.shape.arch.options
+
+const FAMILY_OF: Record<string, Family> = {
+  'exec': 'exec', 'exec.failed': 'exec', 'fork': 'process', 'exit': 'process', 'file': 'file', 'file.failed': 'file',
+  'connect': 'network', 'syscall.refused': 'syscall', 'tls': 'api', 'syscalls': 'syscall',
+}
+
+type Route = {
+  log: Pick<CellLog, 'append'> | null
+  waiting: EvidenceBody[]
+  /** By kind of event: came here and, where it is evidence, into the log or among those that wait. */
+  delivered: Map<string, number>
+  api: ApiReader | null
+  /** Failed attempts of cell-init's child to start the command, by pid: evidence only if none succeeds. */
+  attempts: Map<number, EvidenceBody[]>
+}
+
+/**
+ * Loads the eBPF programs and tries to attach each once, so that `hooks` tells what is true. They stay attached only while
+ * there are cells: a syscall tracepoint costs every process of the host.
+ *
+ * Throws KERNEL_LACKS if not one object loads; a program that is missing alone is only reported.
+ */
+export function openProbes(options: ProbesOptions): Probes {
+  const cells = new Map<bigint, Route>()
+  const onBatch = (batch: Buffer): void => {
+    try {
+      for (const event of decode(batch)) {
+        const route = cells.get(event.cell)
+        if (route === undefined || !take(options.native, route, event)) continue
+        route.delivered.set(event.kind, (route.delivered.get(event.kind) ?? 0) + 1)
+      }
+    } catch (error) {
+      // What follows in this batch was produced and is not counted as delivered: the cells' losses tell of it.
+      if (!(error instanceof DecodeError)) throw error
+    }
+  }
+  const probes: NativeProbes = new options.native.Probes(options.objectDir, options.level, options.parentCgroup, onBatch, options.ringBytes)
+  let reports: ProbeReport[]
+  try {
+    reports = probes.load()
+    if (reports.every(report => report.state === 'missing')) {
+      throw new AmbitError('KERNEL_LACKS', { attempted: 'load the eBPF programs', why: reports[0]?.detail ?? 'there are none', remedy: 'run `ambit doctor` to see what this kernel offers' })
+    }
+    reports = probes.attach()
+    probes.detach()
+  } catch (error) {
+    probes.close()
+    throw error
+  }
+  let tls: ProbeReport[] = []
+  let apiCells = 0
+
+  return {
+    async addCell(cgroupId, initPid, apiHosts) {
+      const api = apiHosts.length === 0 ? null : new (await import('./api.ts')).ApiReader(apiHosts)
+      probes.addCell(cgroupId, initPid)
+      cells.set(cgroupId, { log: null, waiting: [], delivered: new Map(), api, attempts: new Map() })
+      if (cells.size === 1) reports = probes.attach()
+      if (api !== null && apiCells++ === 0) tls = options.tls.flatMap(library => probes.attachTls(library.path, library.flavour))
+    },
+    removeCell(cgroupId) {
+      const route = cells.get(cgroupId)
+      if (route === undefined) return
+      cells.delete(cgroupId)
+      probes.removeCell(cgroupId)
+      if (route.api !== null && --apiCells === 0) {
+        probes.detachTls()
+        tls = []
+      }
+      if (cells.size === 0) probes.detach()
+    },
+    attachRelay: (netns, relay4, relay6) => probes.attachRelay(netns, relay4, relay6),
+    detachRelay: handle => probes.detachRelay(handle),
+    route(cgroupId, log) {
+      const route = known(cells, cgroupId)
+      route.log = log
+      for (const body of route.waiting.splice(0)) log.append(body)
+    },
+    hooks: () => [...reports, ...tls].map(hookReport),
+    flush: () => probes.flush(),
+    finalSets(cgroupId) {
+      const route = known(cells, cgroupId)
+      const { syscalls, outOfRange, counters } = probes.readCell(cgroupId)
+      const calls: SyscallCount[] = syscalls.map(({ arch, nr, ...counts }) => ({ arch: ARCHES[arch]!, nr, name: options.native.syscallName(arch, nr), ...counts }))
+      const losses = counters.map(({ event, produced, dropped }): EvidenceBody => {
+        // The programs count what they could not send; what was sent and did not arrive is as lost. "syscalls" sends nothing.
+        const delivered = event === 'syscalls' ? produced - dropped : route.delivered.get(event) ?? 0
+        return { type: 'loss', event, family: FAMILY_OF[event] ?? 'process', produced, delivered, dropped: produced - delivered }
+      })
+      return [...(route.api?.end() ?? []), { type: 'syscalls', calls, outOfRange }, ...losses]
+    },
+    close() {
+      cells.clear()
+      probes.close()
+    },
+  }
+}
+
+function known(cells: Map<bigint, Route>, cgroupId: bigint): Route {
+  const route = cells.get(cgroupId)
+  if (route === undefined) throw new AmbitError('INTERNAL', { attempted: 'follow a cell', why: `no cell with cgroup ${cgroupId} was added`, remedy: 'this is a defect in ambit' })
+  return route
+}
+
+function hookReport({ name, family, state, detail }: ProbeReport): HookReport {
+  const named = FAMILIES.find(each => each === family)
+  if (named === undefined) throw new AmbitError('INTERNAL', { attempted: 'report a hook', why: `${name} is of the family "${family}", which does not exist`, remedy: 'this is a defect in ambit' })
+  return { name, family: named, state, ...(detail === '' ? {} : { detail }) }
+}
+
+/** Turns an event into evidence, or holds it until it is known whether it is any. False: there was no room for it. */
+function take(native: NativeAddon, route: Route, event: RawEvent): boolean {
+  const { pid } = event.process
+  if (event.kind === 'exec.failed' && event.setup) {
+    route.attempts.set(pid, [...(route.attempts.get(pid) ?? []), ...bodies(native, event)])
+    return true
+  }
+  if (event.kind === 'exit' && event.setup) {
+    // The command never started: what was tried is what the evidence must say.
+    const attempts = route.attempts.get(pid) ?? []
+    route.attempts.delete(pid)
+    return give(route, attempts)
+  }
+  if (event.kind === 'exec') route.attempts.delete(pid)
+  return give(route, event.kind === 'tls' ? route.api?.read(event) ?? [] : bodies(native, event))
+}
+
+function give(route: Route, list: EvidenceBody[]): boolean {
+  if (route.log === null) {
+    if (route.waiting.length + list.length > WAITING_EVENTS) return false
+    route.waiting.push(...list)
+    return true
+  }
+  for (const body of list) route.log.append(body)
+  return true
+}
+
+function bodies(native: NativeAddon, event: Exclude<RawEvent, { kind: 'tls' }>): EvidenceBody[] {
+  const { process } = event
+  switch (event.kind) {
+    case 'exec': {
+      const { path, argv, argvTruncated, dev, ino, unlinked, script } = event
+      const ran: EvidenceBody = { type: 'exec', process, parent: event.ppid, path, argv, argvTruncated, dev, ino, unlinked }
+      // A script must be executable as much as its interpreter. By the time of the event only its name is left: device and inode 0.
+      return script === null ? [ran] : [{ ...ran, path: script, dev: '0:0', ino: '0', unlinked: false }, ran]
+    }
+    case 'exec.failed': return [{ type: 'exec.failed', process, path: event.path, errno: errnoName(event.errno), onHost: onHost(event.path) }]
+    case 'fork': return [{ type: 'fork', process, child: event.child }]
+    case 'exit': return [{ type: 'exit', process, code: event.code, signal: event.signal }]
+    case 'file': {
+      const { path, access, created, dev, ino, source } = event
+      return [{ type: 'file', process, path, access, created, dev, ino, source }]
+    }
+    case 'file.failed': return [{ type: 'file.failed', process, path: event.path, access: event.access, errno: errnoName(event.errno), onHost: onHost(event.path) }]
+    case 'connect': return [{ type: 'connect', process, address: event.address, port: event.port, protocol: event.protocol }]
+    case 'syscall.refused': {
+      const { arch, nr, errno } = event
+      return [{ type: 'syscall.refused', process, arch: ARCHES[arch] ?? String(arch), nr, name: native.syscallName(arch, nr), errno: errno === 0 ? 'SIGSYS' : errnoName(errno) }]
+    }
+  }
+}
+
+const ERRNO_NAMES = new Map(Object.entries(constants.errno).map(([name, number]) => [number, name]))
+function errnoName(errno: number): string {
+  return ERRNO_NAMES.get(errno) ?? `errno ${errno}`
+}
+
+/**
+ * Whether the host has something at this path, by the daemon's lstat: the cell's root may just lack it. Says nothing for paths
+ * that are not absolute and plain, nor below /proc, where each process sees its own.
+ */
+function onHost(path: string): boolean {
+  if (!path.startsWith('/') || path === '/proc' || path.startsWith('/proc/') || path.startsWith('/dev/fd/')) return false
+  try {
+    return lstatSync(path, { throwIfNoEntry: false }) !== undefined
+  } catch {
+    return false
+  }
+}

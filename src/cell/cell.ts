@@ -1,0 +1,202 @@
+import { closeSync, existsSync, readFileSync } from 'node:fs'
+import { arch, constants, hostname, release } from 'node:os'
+import { ttlSeconds, memoryBytes, type Contract } from '../contract/schema.ts'
+import { contractDigest } from '../contract/write.ts'
+import { AmbitError } from '../errors.ts'
+import type { EvidenceBody, HookReport } from '../evidence/records.ts'
+import type { Probes } from '../evidence/probes.ts'
+import type { CellLog } from '../evidence/store.ts'
+import type { CellExit, NativeAddon, NativeSpawner, PreparedCell } from '../native.ts'
+import { openEgress, type Egress } from '../network/egress.ts'
+import type { Cgroups } from './cgroup.ts'
+import { launchPlan } from './plan.ts'
+
+export type CellRequest = {
+  id: string
+  slot: number
+  contract: Contract
+  argv: string[]
+  env: string[]
+  stdio: [number, number, number]
+  workspace: number
+  owner: { uid: number; gid: number }
+  handed: { name: string; content: string; mode: number }[]
+  /** What happened with credentials before the start: part of the evidence. */
+  credentials: EvidenceBody[]
+  credentialHooks: HookReport[]
+  /** host or host:port of the APIs whose calls are to be seen; empty: TLS is not looked at. */
+  apiHosts: readonly string[]
+}
+
+export type CellHost = {
+  native: NativeAddon
+  spawner: NativeSpawner
+  cgroups: Cgroups
+  probes: Probes
+  /** Resolves when the spawner reports the cell's end. */
+  exitOf(id: string): Promise<CellExit>
+  /** The cell was never built: nobody waits for its end. */
+  forget(id: string): void
+}
+
+export type EndReason = Extract<EvidenceBody, { type: 'cell.ended' }>['reason']
+export type CellEnd = { code: number | null; signal: number | null; reason: EndReason }
+
+export type Cell = {
+  readonly id: string
+  signal(signal: number): void
+  /** Ends every process of the cell; the end is reported with this reason. */
+  kill(reason: EndReason): void
+  /** Resolves once nothing of the cell is left but its evidence, to which `beforeLast` may still add. */
+  ended: Promise<CellEnd>
+}
+
+/** TERM first, so that a job can tidy up; KILL of the whole group after this many milliseconds. */
+const GRACE_MS = 3000
+
+/**
+ * Builds a cell, lets it go and follows it to its end. The log gets everything from `cell.started` to `cell.ended`;
+ * whatever fails before the command starts leaves nothing behind and throws.
+ */
+export async function startCell(host: CellHost, request: CellRequest, log: CellLog, revoke: () => Promise<EvidenceBody[]>): Promise<Cell> {
+  const { id, contract } = request
+  const limits = { memoryBytes: memoryBytes(contract.spec.limits.memory), pids: contract.spec.limits.pids }
+  const started = Date.now()
+  const undo: (() => unknown)[] = []
+  const rollback = async (): Promise<void> => {
+    host.forget(id)
+    for (const step of undo.reverse()) await step()
+  }
+
+  let prepared: PreparedCell
+  let egress: Egress
+  let cgroup: ReturnType<Cgroups['createCell']>
+  let relay: number
+  const exit = host.exitOf(id)
+  try {
+    cgroup = host.cgroups.createCell(id, limits)
+    undo.push(() => host.cgroups.removeCell(id))
+    prepared = await host.spawner.prepare(launchPlan(host.native, { ...request, cgroups: { v2: cgroup.v2, v1: cgroup.v1 } }))
+    undo.push(() => closeSync(prepared.pidfd), () => closeSync(prepared.netns), () => host.cgroups.killCell(id))
+    await host.probes.addCell(cgroup.id, prepared.pid, request.apiHosts)
+    undo.push(() => host.probes.removeCell(cgroup.id))
+    relay = host.probes.attachRelay(prepared.netns, prepared.relay4, prepared.relay6)
+    undo.push(() => host.probes.detachRelay(relay))
+    egress = await openEgress({
+      sockets: prepared, grants: contract.spec.authority.network, hosts: contract.spec.hosts, mode: contract.spec.mode,
+      emit: body => log.append(body),
+    })
+    undo.push(() => egress.close())
+    host.probes.route(cgroup.id, log)
+    log.append({
+      type: 'cell.started', cell: id, mode: contract.spec.mode, contract, contractDigest: contractDigest(contract), argv: request.argv,
+      host: hostname(), boot: readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(), kernel: `${release()} ${arch()}`,
+      pipeline: contract.metadata.pipeline ?? null,
+    })
+    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...egress.hooks(), ...request.credentialHooks], enforcers: enforcers(host.native, contract) })
+    for (const event of request.credentials) log.append(event)
+    host.spawner.go(id)
+  } catch (error) {
+    await rollback()
+    throw asCellError(error)
+  }
+
+  let reason: EndReason = 'exited'
+  let over = false
+  const kill = (why: EndReason): void => {
+    if (over) return
+    if (reason === 'exited') reason = why
+    host.cgroups.killCell(id)
+  }
+  const ttl = setTimeout(() => {
+    reason = 'ttl'
+    log.append({ type: 'limit', limit: 'ttl', detail: `the cell ran for its whole ${contract.spec.ttl}` })
+    host.spawner.signal(id, constants.signals.SIGTERM)
+    setTimeout(() => kill('ttl'), GRACE_MS).unref()
+  }, ttlSeconds(contract.spec.ttl) * 1000)
+
+  const finish = async (): Promise<CellEnd> => {
+    const end = await exit
+    over = true
+    clearTimeout(ttl)
+    host.cgroups.killCell(id)
+    host.probes.detachRelay(relay)
+    await egress.close()
+    await host.probes.flush()
+    for (const record of host.probes.finalSets(cgroup.id)) log.append(record)
+    host.probes.removeCell(cgroup.id)
+    const hits = host.cgroups.events(id)
+    if (hits.oomKills > 0) {
+      log.append({ type: 'limit', limit: 'memory', detail: `${hits.oomKills} processes were killed at the limit of ${contract.spec.limits.memory}` })
+      if (reason === 'exited' && end.signal === constants.signals.SIGKILL) reason = 'memory'
+    }
+    if (hits.pidsMax > 0) log.append({ type: 'limit', limit: 'pids', detail: `${hits.pidsMax} forks were refused at the limit of ${limits.pids}` })
+    for (const event of await revoke()) log.append(event)
+    await host.cgroups.removeCell(id)
+    closeSync(prepared.pidfd)
+    closeSync(prepared.netns)
+    if (end.failed !== null) reason = 'launch-failed'
+    log.append({
+      type: 'cell.ended', code: end.code, signal: end.signal === null ? null : signalName(end.signal), reason,
+      wallMs: Date.now() - started, userMs: end.userUs / 1000, systemMs: end.systemUs / 1000, maxRssKiB: end.maxRssKiB,
+    })
+    if (end.failed !== null) throw launchFailure(end.failed, request.argv)
+    return { code: end.code, signal: end.signal, reason }
+  }
+
+  return { id, kill, signal: signal => { if (!over) host.spawner.signal(id, signal) }, ended: finish() }
+}
+
+function enforcers(native: NativeAddon, contract: Contract): { name: string; state: string }[] {
+  const enforce = contract.spec.mode === 'enforce'
+  const abi = native.landlockAbi()
+  return [
+    { name: 'namespaces', state: 'user mount pid net ipc uts cgroup' },
+    { name: 'capabilities', state: 'all dropped, no_new_privs' },
+    { name: 'seccomp', state: `profile ${contract.spec.authority.syscall.profile}, ${contract.spec.authority.syscall.allow.length} more by name` },
+    { name: 'root', state: enforce ? 'holds only what the contract declares' : 'the host read-only, without its sockets and /tmp' },
+    { name: 'landlock', state: !enforce ? 'off in observe' : abi === 0 ? 'the kernel has none' : `ABI ${Math.min(abi, 7)}` },
+    { name: 'egress', state: enforce ? 'declared names only, by relay and resolver' : 'any public name, by relay and resolver' },
+  ]
+}
+
+function launchFailure(failed: { step: string; errno: number }, argv: string[]): AmbitError {
+  const command = failed.step.startsWith('execute')
+  return new AmbitError('CELL_FAILED', {
+    attempted: command ? `execute ${argv[0]} in the cell` : `build the cell (${failed.step})`,
+    why: `${errnoName(failed.errno)}`,
+    remedy: command
+      ? 'check that the contract\'s exec and filesystem parts declare the command and that it exists'
+      : 'run `ambit doctor` to see what this kernel offers; the step that failed is named above',
+  })
+}
+
+function asCellError(error: unknown): unknown {
+  const failure = error as { code?: string; errno?: number; syscall?: string; message?: string }
+  if (error instanceof AmbitError || failure.code !== 'NATIVE') return error
+  return new AmbitError('CELL_FAILED', {
+    attempted: `build the cell (${failure.syscall ?? 'native step'})`,
+    why: failure.message ?? 'unknown',
+    remedy: 'check the paths that the contract names; `ambit doctor` shows what this kernel offers',
+    cause: error,
+  })
+}
+
+export function signalName(number: number): string {
+  return Object.entries(constants.signals).find(([, value]) => value === number)?.[0] ?? `SIG${number}`
+}
+
+function errnoName(errno: number): string {
+  return Object.entries(constants.errno).find(([, value]) => value === errno)?.[0] ?? `errno ${errno}`
+}
+
+/** The TLS libraries whose plain text is looked at while a cell that declares an API runs. */
+export function tlsLibraries(extra: readonly string[]): { path: string; flavour: 'openssl' | 'gnutls' }[] {
+  const folders = ['/usr/lib/x86_64-linux-gnu', '/usr/lib/aarch64-linux-gnu', '/usr/lib64', '/usr/lib', '/lib/x86_64-linux-gnu', '/usr/local/lib']
+  const found = folders.flatMap(folder => [
+    { path: `${folder}/libssl.so.3`, flavour: 'openssl' as const },
+    { path: `${folder}/libssl.so.1.1`, flavour: 'openssl' as const },
+    { path: `${folder}/libgnutls.so.30`, flavour: 'gnutls' as const },
+  ])
+  return [...found, ...extra.map(path => ({ path, flavour: 'openssl' as const }))].filter(({ path }) => existsSync(path))
+}

@@ -1,0 +1,121 @@
+import { lstatSync, readdirSync, readlinkSync, realpathSync } from 'node:fs'
+import { dirname, join, posix } from 'node:path'
+import type { Mount } from '../native.ts'
+
+/** Never part of a cell's view of the host, even when the contract grants "/": they are the cell's own, or doors to the host's services. */
+const OWN = new Set(['/proc', '/sys', '/dev', '/run', '/tmp', '/boot', '/workspace', '/lost+found', '/var/run'])
+/** Files of /etc that a cell gets as its own. */
+const OWN_ETC = new Set(['resolv.conf', 'hosts', 'hostname', 'mtab'])
+
+/**
+ * A cell's root, built by adding: what is not exposed is not there. Symbolic links are rebuilt as links,
+ * so that a path in the cell leads where the same path leads on the host, and nothing is followed by the kernel
+ * while mounting.
+ */
+export type RootBuilder = {
+  /** Shows a host path, read-only, with the links that lead to it. A path that does not exist is skipped. */
+  expose(path: string): void
+  /** Shows every top-level directory of the host but those that are the cell's own. */
+  exposeHost(): void
+  /** Links in the given directories whose target is exposed ("sh" for "dash"). */
+  exposeLinks(directories: Iterable<string>): void
+  /** Whether a path of the host is shown, itself or through a directory above it. */
+  shows(path: string): boolean
+  mounts(): Mount[]
+}
+
+export function rootBuilder(asUser?: { uid: number; gid: number }): RootBuilder {
+  const binds = new Map<string, Mount>()
+  const links = new Map<string, Mount>()
+
+  const covered = (path: string): boolean => {
+    for (let at = path; ; at = dirname(at)) {
+      if (binds.has(at)) return true
+      if (at === '/') return false
+    }
+  }
+
+  const bind = (path: string): void => {
+    if (covered(path)) return
+    binds.set(path, { type: 'bind', source: path, target: path, readonly: true, recursive: true, optional: true, ...(asUser ? { asUser } : {}) })
+  }
+
+  const link = (path: string, to: string): void => {
+    if (!covered(dirname(path))) links.set(path, { type: 'symlink', target: path, to })
+  }
+
+  const exposeEtc = (): void => {
+    for (const entry of readdirSync('/etc', { withFileTypes: true })) {
+      if (OWN_ETC.has(entry.name)) continue
+      const path = join('/etc', entry.name)
+      if (entry.isSymbolicLink()) link(path, readlinkSync(path))
+      else if (entry.isFile() || entry.isDirectory()) bind(path)
+    }
+  }
+
+  const expose = (path: string, depth = 0): void => {
+    if (depth > 40) return
+    const parts = posix.normalize(path).split('/').filter(Boolean)
+    let at = ''
+    for (const [index, part] of parts.entries()) {
+      at = `${at}/${part}`
+      if (OWN.has(at)) return
+      const stat = lstatSync(at, { throwIfNoEntry: false })
+      if (stat === undefined) return
+      if (stat.isSymbolicLink()) {
+        const to = readlinkSync(at)
+        link(at, to)
+        expose(posix.resolve(dirname(at), to, ...parts.slice(index + 1)), depth + 1)
+        return
+      }
+    }
+    if (at === '') exposeHost()
+    else if (at === '/etc') exposeEtc()
+    else if (!(dirname(at) === '/etc' && OWN_ETC.has(parts.at(-1)!))) bind(at)
+  }
+
+  const exposeHost = (): void => {
+    for (const entry of readdirSync('/', { withFileTypes: true })) {
+      const path = `/${entry.name}`
+      if (entry.isSymbolicLink()) link(path, readlinkSync(path))
+      else if (entry.isDirectory()) expose(path)
+    }
+  }
+
+  return {
+    expose,
+    exposeHost,
+    exposeLinks(directories) {
+      for (const directory of directories) {
+        if (covered(directory)) continue
+        for (const entry of readdirSync(directory, { withFileTypes: true })) {
+          if (!entry.isSymbolicLink()) continue
+          const path = join(directory, entry.name)
+          const real = realpathOrNull(path)
+          if (real !== null && covered(real)) expose(path)
+        }
+      }
+    },
+    shows: path => covered(realpathOrNull(path) ?? path),
+    mounts: () => [...[...binds.values()].sort(byDepth), ...[...links.values()].filter(({ target }) => !covered(dirname(target)))],
+  }
+}
+
+/** A directory before what lies in it. */
+function byDepth(a: Mount, b: Mount): number {
+  return a.target.split('/').length - b.target.split('/').length || a.target.localeCompare(b.target)
+}
+
+function realpathOrNull(path: string): string | null {
+  try {
+    return realpathSync(path)
+  } catch {
+    return null
+  }
+}
+
+/** The ELF interpreters that the host's programs ask the kernel for: part of every cell that may execute at all. */
+export function elfInterpreters(): string[] {
+  return ['/lib64/ld-linux-x86-64.so.2', '/lib/ld-linux-aarch64.so.1', '/lib/ld-musl-x86_64.so.1', '/lib/ld-musl-aarch64.so.1']
+    .filter(path => realpathOrNull(path) !== null)
+}

@@ -1,0 +1,34 @@
+import { writeFileSync } from 'node:fs'
+import type { Command } from 'commander'
+import { audit } from '../audit/audit.ts'
+import { renderJson, renderSarif, renderText } from '../audit/forms.ts'
+import { readLedger } from '../evidence/ledger.ts'
+import { readPipelines } from '../pipeline/read.ts'
+import { colour, print, printJson } from './io.ts'
+
+export function auditCommand(program: Command): void {
+  program.command('audit')
+    .description('what the pipeline files grant, and what evidence says of it')
+    .argument('[path]', 'a workflow file, or a directory with .github/workflows', '.')
+    .option('--ledger DIR', 'verdicts of earlier runs: makes findings confirmed, closed or regressed')
+    .option('--json', 'the report as JSON')
+    .option('--sarif FILE', 'write SARIF 2.1.0 here ("-": standard output)')
+    .option('--fail-on STATE', 'exit 1 if a finding has this state or a worse one: regressed, confirmed, open', 'regressed')
+    .addHelpText('after', `
+States of a finding: open (static only), confirmed (measured and not used), closed (measured and narrowed),
+regressed (was closed, is back), unmeasured (a run was measured, but could not see this).`)
+    .action(async (path: string, options) => {
+      const report = audit(await readPipelines(path), options.ledger === undefined ? [] : await readLedger(options.ledger))
+      if (options.sarif === '-') print(JSON.stringify(renderSarif(report), null, 2))
+      else if (options.sarif !== undefined) writeFileSync(options.sarif, JSON.stringify(renderSarif(report), null, 2))
+      if (options.json) printJson(renderJson(report))
+      else if (options.sarif !== '-') print(renderText(report, { color: colour(process.stdout) }))
+      const failing = failingStates(options.failOn)
+      if (report.findings.some(finding => failing.has(finding.state))) process.exitCode = 1
+    })
+}
+
+function failingStates(least: string): Set<string> {
+  const order = ['regressed', 'confirmed', 'open']
+  return new Set(order.slice(0, order.indexOf(least) + 1))
+}

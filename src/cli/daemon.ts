@@ -1,0 +1,44 @@
+import { readFileSync } from 'node:fs'
+import type { Command } from 'commander'
+import { pino } from 'pino'
+import { NO_ISSUERS, readIssuers } from '../credentials/config.ts'
+import { startDaemon } from '../daemon/daemon.ts'
+import { AmbitError } from '../errors.ts'
+import { DEFAULT_SOCKET } from '../daemon/private-daemon.ts'
+
+export function daemonCommand(program: Command): void {
+  program.command('daemon')
+    .description('run the host daemon in the foreground: owns cells, probes, credentials and evidence')
+    .option('--state DIR', 'evidence, signing key and feed token', '/var/lib/ambit')
+    .option('--socket PATH', 'control socket', DEFAULT_SOCKET)
+    .option('--group NAME', 'group that may use the control socket; without it only root may')
+    .option('--feed-port N', 'port of the evidence feed on 127.0.0.1; 0 takes a free one', '9466')
+    .option('--issuers FILE', 'YAML: where GitHub App tokens and secrets come from')
+    .option('--log-level LEVEL', 'trace, debug, info, warn, error', 'info')
+    .addHelpText('after', `
+The feed's bearer token is in DIR/feed-token (mode 0600). SIGTERM ends every cell, seals its evidence and stops.`)
+    .action(async options => {
+      const log = pino({ level: options.logLevel }, pino.destination({ dest: 2, sync: true }))
+      const daemon = await startDaemon({
+        stateDir: options.state, socketPath: options.socket, socketGroup: options.group === undefined ? null : groupId(options.group),
+        feedPort: port(options.feedPort), issuers: options.issuers === undefined ? NO_ISSUERS : readIssuers(options.issuers), log,
+      })
+      await new Promise<void>(resolve => {
+        for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.once(signal, () => resolve())
+      })
+      log.info('stopping')
+      await daemon.stop()
+    })
+}
+
+function port(text: string): number {
+  const number = Number(text)
+  if (Number.isInteger(number) && number >= 0 && number < 65_536) return number
+  throw new AmbitError('USAGE', { attempted: 'read --feed-port', why: `"${text}" is not a port`, remedy: 'give a number from 0 to 65535' })
+}
+
+function groupId(name: string): number {
+  const line = readFileSync('/etc/group', 'utf8').split('\n').find(entry => entry.startsWith(`${name}:`))
+  if (line === undefined) throw new AmbitError('USAGE', { attempted: 'open the control socket to a group', why: `there is no group "${name}"`, remedy: `make it with \`groupadd --system ${name}\`` })
+  return Number(line.split(':')[2])
+}

@@ -1,0 +1,54 @@
+import { Command, CommanderError } from 'commander'
+import { AmbitError } from '../errors.ts'
+import { VERSION } from '../package.ts'
+import { auditCommand } from './audit.ts'
+import { completionCommand } from './completion.ts'
+import { daemonCommand } from './daemon.ts'
+import { doctorCommand } from './doctor.ts'
+import { feedCommand } from './feed.ts'
+import { loopCommand } from './loop.ts'
+import { narrowCommand } from './narrow.ts'
+import { runCommand } from './run.ts'
+import { verdictCommand } from './verdict.ts'
+import { verifyCommand } from './verify.ts'
+
+const program = new Command('ambit')
+  .description('Runs CI jobs in observed, confined cells and narrows their declared authority to what they used.')
+  .version(VERSION)
+  .option('--debug', 'show a stack with an error')
+  .showHelpAfterError('(add --help for what this command takes)')
+  .addHelpText('after', `
+The loop, command by command:
+  ambit audit .                                   what do my pipeline files grant?
+  ambit run --contract c.yaml --evidence ev -- make   run a command in a cell
+  ambit verdict ev                                declared against used
+  ambit narrow ev --contract c.yaml --diff        what the contract could be
+  ambit verify ev                                 is the evidence whole?
+  ambit loop .                                    all of it, for one job
+
+Exit status: 0 done, 1 a check failed, 2 bad input or a missing part, 125 the cell could not be built;
+ambit run gives the status of its command.`)
+
+for (const command of [loopCommand, auditCommand, runCommand, verdictCommand, narrowCommand, verifyCommand, feedCommand, doctorCommand, daemonCommand, completionCommand]) {
+  command(program)
+}
+
+try {
+  program.exitOverride()
+  for (const command of program.commands) command.exitOverride()
+  await program.parseAsync()
+} catch (error) {
+  process.exitCode = report(error)
+}
+
+/** Prints an error as its reader needs it and tells the exit status. */
+function report(error: unknown): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2
+  const debug = process.argv.includes('--debug')
+  if (error instanceof AmbitError) {
+    process.stderr.write(`ambit: ${error.message}\n${debug ? `${error.stack}\n` : ''}`)
+    return error.exitCode
+  }
+  process.stderr.write(`ambit: internal error: ${debug ? (error as Error).stack : (error as Error).message}\n  This is a defect in ambit; --debug shows where.\n`)
+  return 70
+}

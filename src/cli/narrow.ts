@@ -1,0 +1,44 @@
+import { writeFileSync } from 'node:fs'
+import type { Command } from 'commander'
+import { narrowContract } from '../contract/narrow.ts'
+import { readContractFile } from '../contract/read.ts'
+import { jobGrantOf } from '../contract/to-job.ts'
+import { writeContract } from '../contract/write.ts'
+import { AmbitError } from '../errors.ts'
+import { readBundle } from '../evidence/bundle.ts'
+import { verifyBundle } from '../evidence/verify.ts'
+import { narrowWorkflow, unifiedDiff } from '../pipeline/narrow.ts'
+import { readText } from '../text.ts'
+import { print } from './io.ts'
+
+export function narrowCommand(program: Command): void {
+  program.command('narrow')
+    .description('the contract, and the workflow file, cut down to what the evidence shows was used')
+    .argument('<bundle>', 'the directory that ambit run --evidence wrote')
+    .option('--contract FILE', 'narrow this contract instead of the one the cell ran under')
+    .option('--workflow FILE', 'narrow this GitHub workflow file as well')
+    .option('--job ID', 'the job in the workflow')
+    .option('--diff', 'print unified diffs instead of the narrowed contract')
+    .option('--write', 'change the named files in place')
+    .addHelpText('after', `
+Nothing is ever widened, and a grant that could not be observed stays.
+Example: ambit narrow ev --workflow .github/workflows/build.yml --job build --diff | git apply`)
+    .action(async (dir: string, options) => {
+      const verified = await verifyBundle(dir)
+      if (!verified.valid) throw new AmbitError('EVIDENCE_INVALID', { attempted: `narrow by ${dir}`, why: verified.problems[0] ?? 'it does not verify', remedy: '`ambit verify` tells more; evidence that was changed narrows nothing' })
+      const { contract: own, events } = await readBundle(dir)
+      const before = options.contract === undefined ? own : readContractFile(options.contract)
+      const narrowed = narrowContract(before, events)
+      const text = writeContract(narrowed)
+      if (options.diff) print(unifiedDiff(options.contract ?? 'contract.yaml', options.contract === undefined ? writeContract(before) : readText(options.contract, 'the contract'), text))
+      else if (options.workflow === undefined) print(text)
+      if (options.write && options.contract !== undefined) writeFileSync(options.contract, text)
+      if (options.workflow !== undefined) {
+        if (options.job === undefined) throw new AmbitError('USAGE', { attempted: 'narrow the workflow', why: '--job is missing', remedy: 'name the job that the evidence is of' })
+        const workflow = readText(options.workflow, 'the workflow')
+        const { text: after } = narrowWorkflow(workflow, options.job, jobGrantOf(narrowed), `measured in cell ${verified.cell}`)
+        if (options.write) writeFileSync(options.workflow, after)
+        print(unifiedDiff(options.workflow, workflow, after))
+      }
+    })
+}

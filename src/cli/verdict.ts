@@ -1,0 +1,37 @@
+import type { Command } from 'commander'
+import { readContractFile } from '../contract/read.ts'
+import { appendLedger } from '../evidence/ledger.ts'
+import { verifyBundle } from '../evidence/verify.ts'
+import { readBundle } from '../evidence/bundle.ts'
+import { AmbitError } from '../errors.ts'
+import { judge } from '../verdict/verdict.ts'
+import { renderVerdict, verdictJson } from '../verdict/forms.ts'
+import { ledgerEntry } from '../verdict/ledger-entry.ts'
+import { colour, print, printJson } from './io.ts'
+
+export function verdictCommand(program: Command): void {
+  program.command('verdict')
+    .description('declared against used, kind by kind, from a stored evidence bundle')
+    .argument('<bundle>', 'the directory that ambit run --evidence wrote')
+    .option('--contract FILE', 'judge against this contract instead of the one the cell ran under')
+    .option('--json', 'the verdict as JSON')
+    .option('--all', 'every row, nothing folded')
+    .option('--ledger DIR', 'add the verdict to this ledger, for the next audit')
+    .option('--fail-on OUTCOMES', 'exit 1 if a row has one of these outcomes (comma-separated: unused,denied,undeclared,unobservable)')
+    .addHelpText('after', `
+Outcomes: used, unused, denied (tried, not declared, stopped), undeclared (done, not declared), and
+unobservable: the evidence cannot say. What was not observed is never called unused.`)
+    .action(async (dir: string, options) => {
+      const verified = await verifyBundle(dir)
+      if (!verified.valid) throw new AmbitError('EVIDENCE_INVALID', { attempted: `judge ${dir}`, why: verified.problems[0] ?? 'it does not verify', remedy: '`ambit verify` tells more; evidence that was changed is not judged' })
+      const { contract: own, events } = await readBundle(dir)
+      const contract = options.contract === undefined ? own : readContractFile(options.contract)
+      const verdict = judge(contract, events)
+      if (options.json) printJson(verdictJson(verdict))
+      else print(renderVerdict(verdict, { color: colour(process.stdout), all: options.all === true }))
+      if (options.ledger !== undefined) await appendLedger(options.ledger, ledgerEntry(verdict, contract, verified.head))
+      const failing = new Set(String(options.failOn ?? '').split(',').filter(Boolean))
+      if (verdict.rows.some(row => failing.has(row.outcome))) process.exitCode = 1
+    })
+}
+

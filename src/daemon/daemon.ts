@@ -1,0 +1,195 @@
+import { closeSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { dirname, join } from 'node:path'
+import type { Logger } from 'pino'
+import { CELL_SLOTS } from '../cell/plan.ts'
+import { startCell, tlsLibraries, type Cell, type CellHost, type EndReason } from '../cell/cell.ts'
+import { openCgroups } from '../cell/cgroup.ts'
+import { readContract } from '../contract/read.ts'
+import type { Contract } from '../contract/schema.ts'
+import { grantCredentials } from '../credentials/grant.ts'
+import type { Issuers } from '../credentials/config.ts'
+import { AmbitError } from '../errors.ts'
+import { openProbes } from '../evidence/probes.ts'
+import { loadOrCreateKey } from '../evidence/sign.ts'
+import { EvidenceStore } from '../evidence/store.ts'
+import { native, type CellExit, type PeerCredentials } from '../native.ts'
+import { PACKAGE_ROOT, VERSION } from '../package.ts'
+import { openFeed } from './feed.ts'
+import { clientMessage, type DaemonMessage, type RunMessage } from './protocol.ts'
+
+export type DaemonOptions = {
+  /** Evidence, key, token: mode 0700. */
+  stateDir: string
+  socketPath: string
+  /** Group that may use the socket; null: root alone. */
+  socketGroup: number | null
+  feedPort: number
+  issuers: Issuers
+  log: Logger
+}
+
+export type Daemon = {
+  feedPort: number
+  /** Ends every cell with the reason daemon-stopped, then everything else. Resolves when nothing is left. */
+  stop(): Promise<void>
+}
+
+/** How long the daemon waits for its cells to be gone when it stops, ms. */
+const STOP_MS = 10_000
+
+/** The host daemon: owns cells, probes, credentials and evidence; answers the control socket; serves the feed. */
+export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
+  if (process.getuid?.() !== 0) {
+    throw new AmbitError('NOT_ROOT', { attempted: 'start the daemon', why: 'it builds cells and loads eBPF programs, which needs root', remedy: 'run it as root, for instance with sudo' })
+  }
+  const { log } = options
+  const addon = native()
+  mkdirSync(options.stateDir, { recursive: true, mode: 0o700 })
+  const key = loadOrCreateKey(options.stateDir)
+  const store = new EvidenceStore(join(options.stateDir, 'evidence'), key)
+  const release = join(PACKAGE_ROOT, 'build/Release')
+  const cgroups = openCgroups()
+  const probes = openProbes({
+    native: addon, objectDir: join(release, 'bpf'), level: cgroups.level, parentCgroup: cgroups.parentV2,
+    tls: tlsLibraries([process.execPath]),
+  })
+  const exits = new Map<string, (exit: CellExit) => void>()
+  const spawner = new addon.Spawner(join(release, 'ambit-spawner'), join(release, 'ambit-init'), exit => exits.get(exit.id)?.(exit))
+  const host: CellHost = {
+    native: addon, spawner, cgroups, probes,
+    exitOf: id => new Promise(resolve => exits.set(id, exit => { exits.delete(id); resolve(exit) })),
+    forget: id => exits.delete(id),
+  }
+  const feed = await openFeed({ host: '127.0.0.1', port: options.feedPort, tokenFile: join(options.stateDir, 'feed-token'), store, log })
+
+  const slots = new Set<number>()
+  const cells = new Map<number, Cell>()
+  const running = new Set<Promise<void>>()
+  /** Connections with a cell, built or being built, that went away meanwhile. */
+  const gone = new Set<number>()
+  const busy = new Set<number>()
+  let stopping = false
+
+  const send = (connection: number, message: DaemonMessage): void => {
+    if (!gone.has(connection)) control.send(connection, Buffer.from(JSON.stringify(message)))
+  }
+  const fail = (connection: number, error: unknown): void => {
+    const known = error instanceof AmbitError ? error : new AmbitError('INTERNAL', { attempted: 'serve the request', why: String((error as Error)?.message ?? error), remedy: 'this is a defect in ambit: the daemon\'s log has the details', cause: error })
+    if (known.code === 'INTERNAL') log.error({ err: error }, 'request failed')
+    send(connection, { type: 'error', error: known.toJSON() as never, exitCode: known.exitCode })
+  }
+
+  const run = async (connection: number, peer: PeerCredentials, message: RunMessage, fds: number[]): Promise<void> => {
+    const free = [...Array(CELL_SLOTS).keys()].find(slot => !slots.has(slot))
+    if (free === undefined || stopping) {
+      throw new AmbitError('CELL_FAILED', { attempted: 'build the cell', why: stopping ? 'the daemon is stopping' : `${CELL_SLOTS} cells are running already`, remedy: 'try again later' })
+    }
+    slots.add(free)
+    const id = `c${randomBytes(6).toString('hex')}`
+    const [stdin, stdout, stderr, workspace, evidence] = fds as [number, number, number, number, number?]
+    try {
+      const contract: Contract = readContract(message.contract.text, message.contract.file)
+      const credentials = await grantCredentials(contract, options.issuers, message)
+      const cellLog = store.begin(id)
+      let cell: Cell
+      try {
+        cell = await startCell(host, {
+          id, slot: free, contract, argv: message.argv, env: credentials.env, stdio: [stdin, stdout, stderr], workspace,
+          owner: { uid: peer.uid, gid: peer.gid }, handed: [...credentials.handed, ...message.handed], credentials: credentials.events, credentialHooks: credentials.hooks,
+          apiHosts: credentials.apiHosts,
+        }, cellLog, credentials.revoke)
+      } catch (error) {
+        await credentials.revoke()
+        await store.abandon(cellLog)
+        throw error
+      }
+      cells.set(connection, cell)
+      send(connection, { type: 'started', cell: id })
+      log.info({ cell: id, contract: contract.metadata.name, uid: peer.uid }, 'cell started')
+      if (gone.has(connection)) cell.kill('client-gone')
+      const sealAndExport = async (): Promise<void> => {
+        await store.finish(cellLog, contract)
+        if (evidence !== undefined) await store.exportTo(id, evidence, { uid: peer.uid, gid: peer.gid })
+      }
+      let end
+      try {
+        end = await cell.ended
+      } catch (error) {
+        await sealAndExport()
+        throw error
+      }
+      await sealAndExport()
+      log.info({ cell: id, ...end }, 'cell ended')
+      send(connection, { type: 'ended', cell: id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(id) })
+    } finally {
+      slots.delete(free)
+      cells.delete(connection)
+    }
+  }
+
+  const receive = (connection: number, peer: PeerCredentials, packet: Buffer, fds: number[]): void => {
+    const close = (): void => { for (const fd of fds) closeSync(fd) }
+    let message
+    try {
+      message = clientMessage(packet)
+    } catch (error) {
+      close()
+      fail(connection, error)
+      return
+    }
+    if (message.op === 'run') {
+      const wanted = message.evidence ? 5 : 4
+      if (fds.length !== wanted || busy.has(connection)) {
+        close()
+        fail(connection, new AmbitError('USAGE', { attempted: 'run a cell', why: busy.has(connection) ? 'this connection has one already' : `${fds.length} descriptors came, ${wanted} are needed`, remedy: 'use the ambit command to talk to the daemon' }))
+        return
+      }
+      busy.add(connection)
+      const work = run(connection, peer, message, fds).catch(error => fail(connection, error)).finally(() => {
+        close()
+        busy.delete(connection)
+        gone.delete(connection)
+      })
+      running.add(work)
+      void work.finally(() => running.delete(work))
+      return
+    }
+    close()
+    if (message.op === 'signal') cells.get(connection)?.signal(message.signal)
+    if (message.op === 'status') send(connection, { type: 'status', version: VERSION, cells: cells.size, feedPort: feed.port })
+    if (message.op === 'stop') {
+      if (peer.uid === 0) process.kill(process.pid, 'SIGTERM')
+      else fail(connection, new AmbitError('FORBIDDEN', { attempted: 'stop the daemon', why: 'only root may', remedy: 'ask as root' }))
+    }
+  }
+  const left = (connection: number): void => {
+    if (busy.has(connection)) gone.add(connection)
+    cells.get(connection)?.kill('client-gone')
+  }
+  mkdirSync(dirname(options.socketPath), { recursive: true, mode: 0o755 })
+  const control = new addon.Control(options.socketPath, options.socketGroup === null ? 0o600 : 0o660, options.socketGroup ?? 0, receive, left)
+  // Whoever waits for the daemon reads this file; it appears whole or not at all.
+  const ready = join(options.stateDir, 'daemon.json')
+  writeFileSync(ready, JSON.stringify({ pid: process.pid, version: VERSION, socket: options.socketPath, feedPort: feed.port }), { mode: 0o600 })
+  log.info({ socket: options.socketPath, feedPort: feed.port, hooks: probes.hooks().map(hook => `${hook.name}: ${hook.state}`) }, 'ready')
+
+  const endAll = (reason: EndReason): void => { for (const cell of cells.values()) cell.kill(reason) }
+  return {
+    feedPort: feed.port,
+    async stop() {
+      if (stopping) return
+      stopping = true
+      endAll('daemon-stopped')
+      await Promise.race([Promise.allSettled(running), new Promise(resolve => setTimeout(resolve, STOP_MS).unref())])
+      control.close()
+      spawner.close()
+      await feed.close()
+      probes.close()
+      await cgroups.close()
+      store.close()
+      rmSync(ready, { force: true })
+    },
+  }
+}
+

@@ -1,0 +1,218 @@
+import { spawn, spawnSync } from 'node:child_process'
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t from 'tap'
+
+// The product as its users meet it: bin/ambit and one daemon, real cells, real evidence.
+const root = join(import.meta.dirname, '../..')
+const ambit = join(root, 'bin/ambit')
+const dir = mkdtempSync(join(tmpdir(), 'ambit-test-'))
+const socket = join(dir, 'state/ambit.sock')
+const work = join(dir, 'work')
+mkdirSync(join(dir, 'state'), { mode: 0o700 })
+mkdirSync(work)
+
+const daemon = spawn(process.execPath, [join(root, 'dist/cli/main.js'), 'daemon', '--state', join(dir, 'state'), '--socket', socket, '--feed-port', '0', '--log-level', 'warn'], { stdio: ['ignore', 'inherit', 'inherit'] })
+t.before(async () => {
+  for (let i = 0; i < 1000 && !existsSync(join(dir, 'state/daemon.json')); i++) await sleep(20)
+})
+t.teardown(async () => {
+  const gone = new Promise(resolve => daemon.once('exit', resolve))
+  daemon.kill('SIGTERM')
+  await gone
+  rmSync(dir, { recursive: true, force: true })
+})
+
+let contracts = 0
+function contract(spec: string, mode = 'enforce', ttl = '30s'): string {
+  const file = join(dir, `contract-${contracts++}.yaml`)
+  writeFileSync(file, `apiVersion: ambit/v1\nkind: Cell\nmetadata: { name: test }\nspec:\n  mode: ${mode}\n  ttl: ${ttl}\n  workspace: shared\n${spec.replace(/^/gm, '  ')}\n`)
+  return file
+}
+const SHELL = contract(`authority:
+  filesystem: { read: [/usr/lib, /usr/bin], write: [/workspace, /tmp] }
+  exec: ['*']
+  syscall: { profile: build }`)
+const OPEN = contract(`authority:
+  network: [{ host: '*', port: '*' }]
+  filesystem: { read: [/], write: [/workspace, /tmp] }
+  exec: ['*']
+  syscall: { profile: build }`, 'observe')
+
+let bundles = 0
+function run(contractFile: string, command: string[], options: { input?: string; evidence?: string; env?: Record<string, string> } = {}): { status: number | null; stdout: string; stderr: string } {
+  const args = ['run', '--socket', socket, '--contract', contractFile, ...(options.evidence ? ['--evidence', options.evidence] : []), '--', ...command]
+  return spawnSync(join(root, 'build/Release/ambit-client'), args, { cwd: work, input: options.input ?? '', encoding: 'utf8', env: { ...process.env, ...options.env } })
+}
+const bundle = (): string => join(dir, `bundle-${bundles++}`)
+type Row = { kind: string; grant: string; outcome: string; proof: string }
+function rows(evidence: string): Row[] {
+  const { status, stdout, stderr } = spawnSync(ambit, ['verdict', evidence, '--json'], { encoding: 'utf8' })
+  if (status !== 0) throw new Error(stderr)
+  return (JSON.parse(stdout) as { rows: Row[] }).rows
+}
+const traces = (): object => ({
+  cgroups: [...readdirSync('/sys/fs/cgroup'), ...(existsSync('/sys/fs/cgroup/unified') ? readdirSync('/sys/fs/cgroup/unified') : [])].filter(name => name.startsWith('ambit-')).flatMap(name => {
+    const parent = [`/sys/fs/cgroup/unified/${name}`, `/sys/fs/cgroup/${name}`].find(existsSync)!
+    return readdirSync(parent, { withFileTypes: true }).filter(entry => entry.isDirectory()).map(entry => entry.name)
+  }),
+  mounts: readFileSync('/proc/self/mountinfo', 'utf8').split('\n').length,
+  descriptors: readdirSync(`/proc/${daemon.pid}/fd`).length,
+  inits: spawnSync('pgrep', ['-c', '-f', 'marker-of-ambit-test'], { encoding: 'utf8' }).stdout.trim(),
+})
+
+t.test('input, output, errors and the exit status pass through unchanged', async t => {
+  const { status, stdout, stderr } = run(SHELL, ['sh', '-c', 'cat; echo problem >&2; exit 7'], { input: 'given' })
+  t.equal(status, 7)
+  t.equal(stdout, 'given')
+  t.equal(stderr, 'problem\n')
+  t.equal(run(SHELL, ['sh', '-c', 'kill -9 $$']).status, 137, 'died by a signal: 128 and its number')
+  t.equal(run(SHELL, ['no-such-command']).status, 127)
+})
+
+t.test('signals to the client reach the command', async t => {
+  const child = spawn(join(root, 'build/Release/ambit-client'), ['run', '--socket', socket, '--contract', SHELL, '--', 'sh', '-c', 'trap "echo got TERM; exit 3" TERM; echo ready; while :; do sleep 0.05; done'], { cwd: work, stdio: ['ignore', 'pipe', 'inherit'] })
+  let out = ''
+  child.stdout.on('data', chunk => { out += chunk; if (String(chunk).includes('ready')) child.kill('SIGTERM') })
+  const code = await new Promise(resolve => child.once('close', resolve))
+  t.equal(code, 3)
+  t.match(out, /got TERM/)
+})
+
+t.test('a cell is what it says: own ids, no capabilities, no route out, nothing of the host that it did not declare', async t => {
+  const { stdout } = run(SHELL, ['sh', '-c', 'id -u; grep -E "^(CapEff|CapBnd|NoNewPrivs|Seccomp):" /proc/self/status; cat /proc/self/uid_map; cat /proc/1/comm; ls /; cat /proc/net/dev'])
+  t.match(stdout, /^0\n/)
+  t.match(stdout, /CapBnd:\t0000000000000000/)
+  t.match(stdout, /CapEff:\t0000000000000000/)
+  t.match(stdout, /NoNewPrivs:\t1/)
+  t.match(stdout, /Seccomp:\t2/)
+  t.notMatch(stdout, /^ +0 +0 /m, 'host root is not mapped')
+  t.notMatch(stdout, /^(home|root|var|sys|boot)$/m)
+  t.notMatch(stdout, /^ *(eth|en|veth)/m)
+})
+
+t.test('what the cell writes into the workspace belongs to who asked for it', async t => {
+  t.equal(run(SHELL, ['sh', '-c', 'echo made > made.txt']).status, 0)
+  t.equal(readFileSync(join(work, 'made.txt'), 'utf8'), 'made\n')
+  t.equal(statSync(join(work, 'made.txt')).uid, 0)
+})
+
+t.test('a file outside the contract can be read bare, not in the cell, and the evidence says denied', async t => {
+  const neighbour = mkdtempSync('/var/tmp/ambit-neighbour-')
+  t.teardown(() => rmSync(neighbour, { recursive: true }))
+  chmodSync(neighbour, 0o755)
+  writeFileSync(join(neighbour, 'secret.txt'), 'not yours\n', { mode: 0o644 })
+  const attack = ['cat', join(neighbour, 'secret.txt')]
+  t.equal(spawnSync(attack[0]!, attack.slice(1), { encoding: 'utf8' }).stdout, 'not yours\n', 'bare')
+  const observed = bundle()
+  t.equal(run(OPEN, attack, { evidence: observed }).stdout, 'not yours\n', 'observe mode denies nothing')
+  t.match(rows(observed).filter(row => row.kind === 'filesystem'), [{ outcome: 'used' }])
+  const evidence = bundle()
+  const held = run(SHELL, attack, { evidence })
+  t.not(held.status, 0)
+  t.equal(held.stdout, '')
+  t.ok(rows(evidence).some(row => row.kind === 'filesystem' && row.outcome === 'denied' && row.grant.includes(neighbour)), 'denied in evidence')
+})
+
+t.test('a program outside the contract runs bare, not in the cell', async t => {
+  const NARROW = contract(`authority:
+  filesystem: { read: [/usr/lib], write: [/workspace, /tmp] }
+  exec: [/usr/bin/bash, /usr/bin/cat]
+  syscall: { profile: build }`)
+  t.equal(spawnSync('env', ['true']).status, 0, 'bare')
+  const evidence = bundle()
+  t.not(run(NARROW, ['bash', '-c', 'exec /usr/bin/env true'], { evidence }).status, 0)
+  t.ok(rows(evidence).some(row => row.kind === 'exec' && row.outcome === 'denied' && row.grant.includes('/usr/bin/env')))
+  t.equal(run(NARROW, ['bash', '-c', 'cat /proc/self/comm']).stdout, 'cat\n', 'what is declared runs')
+})
+
+t.test('a syscall outside the profile works bare, not in the cell', async t => {
+  const attempt = ['unshare', '--user', '--map-root-user', 'true']
+  t.equal(spawnSync(attempt[0]!, attempt.slice(1)).status, 0, 'bare')
+  const evidence = bundle()
+  t.not(run(SHELL, attempt, { evidence }).status, 0)
+  t.ok(rows(evidence).some(row => row.kind === 'syscall' && row.outcome === 'denied' && row.grant.includes('unshare')))
+})
+
+t.test('nothing is left after a normal end, a ttl, a killed client', async t => {
+  run(SHELL, ['true'])
+  const before = traces()
+  for (let i = 0; i < 5; i++) run(SHELL, ['sh', '-c', 'sleep 1000 & exit 0'])
+  t.same(traces(), before, 'normal ends, with an orphan each')
+  const short = contract(`authority:
+  filesystem: { read: [/usr/lib, /usr/bin], write: [/tmp] }
+  exec: ['*']
+  syscall: { profile: build }`, 'enforce', '1s')
+  t.equal(run(short, ['sh', '-c', 'trap "" TERM; while :; do sleep 0.1; done # marker-of-ambit-test']).status, 124, 'its time was over, and TERM did not help')
+  t.same(traces(), before, 'ttl')
+  const child = spawn(join(root, 'build/Release/ambit-client'), ['run', '--socket', socket, '--contract', SHELL, '--', 'sh', '-c', 'echo up; sleep 1000 # marker-of-ambit-test'], { cwd: work, stdio: ['ignore', 'pipe', 'ignore'] })
+  await new Promise(resolve => child.stdout.once('data', resolve))
+  child.kill('SIGKILL')
+  for (let i = 0; i < 200 && JSON.stringify(traces()) !== JSON.stringify(before); i++) await sleep(50)
+  t.same(traces(), before, 'killed client')
+})
+
+t.test('limits hold: a memory bomb ends, and the verdict knows why', async t => {
+  const small = contract(`limits: { memory: 64MiB, pids: 20 }
+authority:
+  filesystem: { read: [/usr/lib, /usr/bin, /usr/share/perl, /etc], write: [/tmp] }
+  exec: ['*']
+  syscall: { profile: build }`)
+  const evidence = bundle()
+  const { status } = run(small, ['perl', '-e', '$x = "a" x (300 * 1024 * 1024); print length $x'], { evidence })
+  t.not(status, 0)
+  t.match(readFileSync(join(evidence, 'events.jsonl'), 'utf8'), /"limit":"memory"/)
+  t.match(run(small, ['sh', '-c', 'for i in $(seq 40); do sleep 1 & done; wait']).stderr, /fork/i, 'forks beyond the limit fail')
+})
+
+t.test('the caller\'s environment stays outside but for what the contract lists', async t => {
+  const passing = contract(`environment: { pass: [WANTED], set: { FIXED: "yes" } }
+authority:
+  filesystem: { read: [/usr/lib, /usr/bin], write: [] }
+  exec: ['*']
+  syscall: { profile: build }`)
+  const { stdout } = run(passing, ['env'], { env: { WANTED: '1', AWS_SECRET_ACCESS_KEY: 'leak' } })
+  t.match(stdout, /^WANTED=1$/m)
+  t.match(stdout, /^FIXED=yes$/m)
+  t.notMatch(stdout, /leak/)
+})
+
+t.test('a bundle verifies, and no longer does once anything is changed', async t => {
+  const evidence = bundle()
+  run(OPEN, ['true'], { evidence })
+  t.equal(spawnSync(ambit, ['verify', evidence]).status, 0)
+  t.equal(spawnSync(ambit, ['verify', evidence, '--key', join(evidence, 'public-key.pem')]).status, 0)
+  const log = join(evidence, 'events.jsonl')
+  const lines = readFileSync(log, 'utf8').split('\n')
+  writeFileSync(log, [...lines.slice(0, 2), ...lines.slice(3)].join('\n'))
+  t.equal(spawnSync(ambit, ['verify', evidence]).status, 1, 'a record dropped')
+  t.equal(spawnSync(ambit, ['verdict', evidence]).status, 1, 'and it is not judged either')
+})
+
+t.test('a bad contract is refused with its place, and nothing is made', async t => {
+  const bad = join(dir, 'bad.yaml')
+  writeFileSync(bad, 'apiVersion: ambit/v1\nkind: Cell\nmetadata: { name: x }\nspec:\n  mode: enforce\n  ttl: 1m\n  wrokspace: shared\n')
+  const evidence = bundle()
+  const { status, stderr } = run(bad, ['true'], { evidence })
+  t.equal(status, 2)
+  t.match(stderr, /bad\.yaml:7/)
+  t.match(stderr, /workspace/, 'the close spelling is named')
+  t.same(existsSync(evidence) ? readdirSync(evidence) : [], [])
+})
+
+t.test('syscalls are counted with what became of them', async t => {
+  const evidence = bundle()
+  run(OPEN, ['sh', '-c', 'cat /etc/hostname /nonexistent; exit 0'], { evidence })
+  const records = readFileSync(join(evidence, 'events.jsonl'), 'utf8').trim().split('\n').map(line => JSON.parse(line))
+  const calls = records.find(record => record.type === 'syscalls').calls as { name: string; succeeded: number; failed: number; unfinished: number }[]
+  const call = (name: string) => calls.find(one => one.name === name)!
+  t.ok(call('openat').succeeded >= 2)
+  t.ok(call('openat').failed >= 1)
+  t.ok(call('exit_group').unfinished >= 2)
+  t.notOk(calls.some(one => one.name === 'pivot_root' || one.name === 'mount'), 'what cell-init does is not the job\'s')
+  t.ok(records.some(record => record.type === 'exec' && /\/cat$/.test(record.path)))
+  t.ok(records.filter(record => record.type === 'loss').every(record => record.produced === record.delivered + record.dropped))
+  t.equal(records.at(-1).type, 'cell.ended')
+})

@@ -1,0 +1,86 @@
+import { spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t from 'tap'
+
+const root = join(import.meta.dirname, '../..')
+const ambit = join(root, 'bin/ambit')
+const dir = mkdtempSync(join(tmpdir(), 'ambit-test-'))
+t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+
+t.test('the example goes round the whole loop', async t => {
+  const out = join(dir, 'out')
+  const { status, stdout, stderr } = spawnSync(ambit, ['loop', join(root, 'examples/overbroad-build'), '--out', out], { encoding: 'utf8' })
+  t.equal(status, 0, stderr + stdout.slice(-3000))
+  t.notMatch(stdout, /✗/)
+  t.match(readFileSync(join(out, 'narrowed.diff'), 'utf8'), /^-.*packages: write/m)
+  for (const name of readdirSync(out).filter(entry => existsSync(join(out, entry, 'events.jsonl')))) {
+    t.equal(spawnSync(ambit, ['verify', join(out, name)]).status, 0, `${name} verifies`)
+  }
+
+  t.test('and its parts work as commands of their own on what it left', async t => {
+    const workflow = join(out, 'narrowed/.github/workflows/build.yml')
+    const audited = spawnSync(ambit, ['audit', join(out, 'narrowed'), '--ledger', join(out, 'ledger'), '--json'], { encoding: 'utf8' })
+    t.equal(audited.status, 0, audited.stderr)
+    t.ok((JSON.parse(audited.stdout) as { findings: { state: string }[] }).findings.some(finding => finding.state === 'closed'))
+    const sarif = spawnSync(ambit, ['audit', join(out, 'narrowed'), '--ledger', join(out, 'ledger'), '--sarif', '-'], { encoding: 'utf8' })
+    t.equal((JSON.parse(sarif.stdout) as { version: string }).version, '2.1.0')
+    const before = join(root, 'examples/overbroad-build/.github/workflows/build.yml')
+    const diff = spawnSync(ambit, ['narrow', join(out, 'observe'), '--workflow', before, '--job', 'build', '--diff'], { encoding: 'utf8' })
+    t.equal(diff.status, 0, diff.stderr)
+    t.match(diff.stdout, /packages: write/)
+    t.ok(existsSync(workflow))
+  })
+
+  t.test('a wide workflow that comes back is a regression', async t => {
+    const again = spawnSync(ambit, ['audit', join(root, 'examples/overbroad-build'), '--ledger', join(out, 'ledger'), '--json'], { encoding: 'utf8' })
+    t.equal(again.status, 1)
+    t.ok((JSON.parse(again.stdout) as { findings: { state: string }[] }).findings.some(finding => finding.state === 'regressed'))
+  })
+})
+
+t.test('a job with `uses:` steps is told plainly which ones run on a runner only', async t => {
+  const repo = join(dir, 'uses')
+  mkdirSync(join(repo, '.github/workflows'), { recursive: true })
+  writeFileSync(join(repo, '.github/workflows/ci.yml'), 'on: push\njobs:\n  one:\n    runs-on: ubuntu-latest\n    steps:\n      - uses: actions/checkout@v4\n      - run: echo hi\n')
+  const { status, stderr } = spawnSync(ambit, ['loop', repo], { encoding: 'utf8' })
+  t.equal(status, 2)
+  t.match(stderr, /actions\/checkout@v4/)
+  t.match(stderr, /ci\.yml:6/)
+})
+
+t.test('a user\'s own workflow of run steps works without a server', async t => {
+  const repo = join(dir, 'own')
+  mkdirSync(join(repo, '.github/workflows'), { recursive: true })
+  writeFileSync(join(repo, '.github/workflows/ci.yml'), 'on: push\npermissions: {}\njobs:\n  one:\n    runs-on: ubuntu-latest\n    steps:\n      - run: echo "A=1" >> "$GITHUB_ENV"\n      - run: test "$A" = 1 && tar -cf x.tar .github\n')
+  const { stdout, stderr } = spawnSync(ambit, ['loop', repo, '--job', 'one', '--out', join(dir, 'own-out')], { encoding: 'utf8' })
+  t.match(stdout, /✓ the job is green/, stderr)
+  t.match(stdout, /✓ the job is still green/, stderr)
+})
+
+t.test('bad input is named with its place and changes nothing', async t => {
+  const repo = join(dir, 'bad')
+  mkdirSync(join(repo, '.github/workflows'), { recursive: true })
+  writeFileSync(join(repo, '.github/workflows/ci.yml'), 'on: push\njobs:\n\tone: {}\n')
+  const { status, stderr } = spawnSync(ambit, ['loop', repo], { encoding: 'utf8' })
+  t.equal(status, 2)
+  t.match(stderr, /ci\.yml:3/)
+  t.equal(spawnSync(ambit, ['loop', join(dir, 'missing')]).status, 2)
+  t.equal(spawnSync(ambit, ['loop', '--no-such-option']).status, 2)
+})
+
+t.test('every command has help', async t => {
+  for (const command of ['loop', 'audit', 'run', 'verdict', 'narrow', 'verify', 'feed', 'doctor', 'daemon', 'completion']) {
+    const { status, stdout } = spawnSync(ambit, [command, '--help'], { encoding: 'utf8' })
+    t.equal(status, 0, command)
+    t.match(stdout, /Usage|usage/, command)
+  }
+})
+
+t.test('doctor tries every hook and says what each lack costs', async t => {
+  const { stdout, stderr } = spawnSync(ambit, ['doctor', '--json'], { encoding: 'utf8' })
+  const report = JSON.parse(stdout || stderr) as { hooks: { name: string; state: string }[] }
+  t.ok(report.hooks.some(hook => hook.name.includes('sys_enter') && hook.state === 'attached'))
+  t.notOk(report.hooks.some(hook => hook.state === 'canary-failed'), JSON.stringify(report.hooks))
+})

@@ -51,7 +51,10 @@ export type LaunchPlan = {
   gid: number
 }
 
-/** A cell built and waiting: nothing of the job has run. All listening sockets live in the cell's network namespace. */
+/**
+ * A cell built and waiting: nothing of the job has run. All listening sockets live in the cell's network namespace;
+ * those of IPv6 are -1 on a host without it.
+ */
 export type PreparedCell = {
   /** cell-init on the host: process 1 of the cell. */
   pid: number

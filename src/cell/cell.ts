@@ -140,7 +140,7 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
       type: 'cell.ended', code: end.code, signal: end.signal === null ? null : signalName(end.signal), reason,
       wallMs: Date.now() - started, userMs: end.userUs / 1000, systemMs: end.systemUs / 1000, maxRssKiB: end.maxRssKiB,
     })
-    if (end.failed !== null) throw launchFailure(end.failed, request.argv)
+    if (end.failed !== null) throw launchFailure(end.failed)
     return { code: end.code, signal: end.signal, reason }
   }
 
@@ -160,14 +160,10 @@ function enforcers(native: NativeAddon, contract: Contract): { name: string; sta
   ]
 }
 
-function launchFailure(failed: { step: string; errno: number }, argv: string[]): AmbitError {
-  const command = failed.step.startsWith('execute')
+function launchFailure(failed: { step: string; errno: number }): AmbitError {
   return new AmbitError('CELL_FAILED', {
-    attempted: command ? `execute ${argv[0]} in the cell` : `build the cell (${failed.step})`,
-    why: `${errnoName(failed.errno)}`,
-    remedy: command
-      ? 'check that the contract\'s exec and filesystem parts declare the command and that it exists'
-      : 'run `ambit doctor` to see what this kernel offers; the step that failed is named above',
+    attempted: `build the cell (${failed.step})`, why: errnoName(failed.errno),
+    remedy: 'run `ambit doctor` to see what this kernel offers; the step that failed is named above',
   })
 }
 

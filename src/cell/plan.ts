@@ -3,7 +3,7 @@ import { dirname } from 'node:path'
 import { seccompPlan } from '../authority/syscall.ts'
 import { memoryBytes, type Contract } from '../contract/schema.ts'
 import type { LandlockAccess, LaunchPlan, Mount, NativeAddon } from '../native.ts'
-import { elfInterpreters, rootBuilder } from './root.ts'
+import { elfInterpreters, rootBuilder, type RootBuilder } from './root.ts'
 
 export const WORKSPACE = '/workspace'
 /** Where a cell finds what ambit hands it: the job's driver and secrets delivered by file. */
@@ -55,6 +55,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPla
     root.exposeHost()
   }
 
+  const writable = writableTrees(write, root)
   const mounts: Mount[] = [
     ...root.mounts(),
     { type: 'proc', target: '/proc' },
@@ -64,13 +65,10 @@ export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPla
     { type: 'directory', target: HANDED, mode: 0o755 },
     ...request.handed.map(({ name, content, mode: bits }): Mount => ({ type: 'file', target: `${HANDED}/${name}`, content, mode: bits })),
   ]
-  for (const path of write) {
-    if (inside(path, WORKSPACE) || inside(path, '/tmp') || path === '/') continue
-    mounts.push({ type: 'bind', source: path, target: path, readonly: false, recursive: false, asUser: owner, idmapOwner: owner })
-  }
+  for (const path of writable) mounts.push({ type: 'bind', source: path, target: path, readonly: false, recursive: false, asUser: owner, idmapOwner: owner })
   if (workspace === 'shared') {
-    const writable = !enforce || write.some(path => path === '/' || inside(path, WORKSPACE))
-    mounts.push({ type: 'bind', source: request.workspace, target: WORKSPACE, readonly: !writable, recursive: false, idmapOwner: owner })
+    const readonly = enforce && !write.some(path => path === '/' || inside(path, WORKSPACE))
+    mounts.push({ type: 'bind', source: request.workspace, target: WORKSPACE, readonly, recursive: false, idmapOwner: owner })
   }
 
   return {
@@ -94,6 +92,18 @@ export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPla
     uid: 0,
     gid: 0,
   }
+}
+
+/**
+ * Host trees that the job may write, as they really are: the spawner follows no link. One in another comes with it, and
+ * nothing is mounted inside a tree that jobs can write. A missing one stays, for the spawner to refuse by name.
+ */
+function writableTrees(write: readonly string[], root: RootBuilder): string[] {
+  const ownOfCell = ['/proc', '/sys', '/dev', '/tmp', WORKSPACE]
+  const trees = write
+    .filter(path => path !== '/' && !ownOfCell.some(own => inside(path, own)))
+    .map(path => root.lead(path) ?? path)
+  return [...new Set(trees)].filter(path => !trees.some(other => other !== path && inside(path, other)))
 }
 
 /** A second fence behind the root: the same grants, held by the kernel against the job itself. */

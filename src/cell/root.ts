@@ -1,4 +1,4 @@
-import { lstatSync, readdirSync, readlinkSync, realpathSync } from 'node:fs'
+import { lstatSync, readdirSync, readlinkSync, realpathSync, type Stats } from 'node:fs'
 import { dirname, join, posix } from 'node:path'
 import type { Mount } from '../native.ts'
 
@@ -15,6 +15,8 @@ const OWN_ETC = new Set(['resolv.conf', 'hosts', 'hostname', 'mtab'])
 export type RootBuilder = {
   /** Shows a host path, read-only, with the links that lead to it. A path that does not exist is skipped. */
   expose(path: string): void
+  /** Makes the links that lead to a host path and returns where it really is; null if it is missing or the cell's own. */
+  lead(path: string): string | null
   /** Shows every top-level directory of the host but those that are the cell's own. */
   exposeHost(): void
   /** Links in the given directories whose target is exposed ("sh" for "dash"). */
@@ -53,25 +55,29 @@ export function rootBuilder(asUser?: { uid: number; gid: number }): RootBuilder 
     }
   }
 
-  const expose = (path: string, depth = 0): void => {
-    if (depth > 40) return
+  const lead = (path: string, depth = 0): string | null => {
+    if (depth > 40) return null
     const parts = posix.normalize(path).split('/').filter(Boolean)
     let at = ''
     for (const [index, part] of parts.entries()) {
       at = `${at}/${part}`
-      if (OWN.has(at)) return
-      const stat = lstatSync(at, { throwIfNoEntry: false })
-      if (stat === undefined) return
+      if (OWN.has(at)) return null
+      const stat = lstatOrNull(at)
+      if (stat === null) return null
       if (stat.isSymbolicLink()) {
         const to = readlinkSync(at)
         link(at, to)
-        expose(posix.resolve(dirname(at), to, ...parts.slice(index + 1)), depth + 1)
-        return
+        return lead(posix.resolve(dirname(at), to, ...parts.slice(index + 1)), depth + 1)
       }
     }
-    if (at === '') exposeHost()
-    else if (at === '/etc') exposeEtc()
-    else if (!(dirname(at) === '/etc' && OWN_ETC.has(parts.at(-1)!))) bind(at)
+    return dirname(at) === '/etc' && OWN_ETC.has(parts.at(-1)!) ? null : at === '' ? '/' : at
+  }
+
+  const expose = (path: string): void => {
+    const real = lead(path)
+    if (real === '/') exposeHost()
+    else if (real === '/etc') exposeEtc()
+    else if (real !== null) bind(real)
   }
 
   const exposeHost = (): void => {
@@ -84,6 +90,7 @@ export function rootBuilder(asUser?: { uid: number; gid: number }): RootBuilder 
 
   return {
     expose,
+    lead,
     exposeHost,
     exposeLinks(directories) {
       for (const directory of directories) {
@@ -104,6 +111,17 @@ export function rootBuilder(asUser?: { uid: number; gid: number }): RootBuilder 
 /** A directory before what lies in it. */
 function byDepth(a: Mount, b: Mount): number {
   return a.target.split('/').length - b.target.split('/').length || a.target.localeCompare(b.target)
+}
+
+/** Null for what is missing, also below something that is no directory. */
+function lstatOrNull(path: string): Stats | null {
+  try {
+    return lstatSync(path)
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT' || code === 'ENOTDIR') return null
+    throw error
+  }
 }
 
 function realpathOrNull(path: string): string | null {

@@ -1,9 +1,7 @@
 import { writeFileSync } from 'node:fs'
 import type { Command } from 'commander'
-import { audit } from '../audit/audit.ts'
-import { renderJson, renderSarif, renderText } from '../audit/forms.ts'
 import { readLedger } from '../evidence/ledger.ts'
-import { readPipelines } from '../pipeline/read.ts'
+import { allowParser } from '../pipeline/github/parser.ts'
 import { colour, print, printJson } from './io.ts'
 
 export function auditCommand(program: Command): void {
@@ -18,6 +16,10 @@ export function auditCommand(program: Command): void {
 States of a finding: open (static only), confirmed (measured and not used), closed (measured and narrowed),
 regressed (was closed, is back), unmeasured (a run was measured, but could not see this).`)
     .action(async (path: string, options) => {
+      allowParser()
+      const { audit } = await import('../audit/audit.ts')
+      const { renderJson, renderSarif, renderText } = await import('../audit/forms.ts')
+      const { readPipelines } = await import('../pipeline/read.ts')
       const report = audit(await readPipelines(path), options.ledger === undefined ? [] : await readLedger(options.ledger))
       if (options.sarif === '-') print(JSON.stringify(renderSarif(report), null, 2))
       else if (options.sarif !== undefined) writeFileSync(options.sarif, JSON.stringify(renderSarif(report), null, 2))

@@ -1,7 +1,7 @@
 import type { Command } from 'commander'
 import { AmbitError } from '../errors.ts'
-import { loop } from '../loop/loop.ts'
 import { openShow } from '../loop/show.ts'
+import { allowParser } from '../pipeline/github/parser.ts'
 import { colour, printJson } from './io.ts'
 
 export function loopCommand(program: Command): void {
@@ -16,6 +16,8 @@ export function loopCommand(program: Command): void {
     .addHelpText('after', `
 Runs jobs made of \`run:\` steps. Exit status 0 only if every promise that it prints held.`)
     .action(async (path: string, options) => {
+      allowParser()
+      const { loop } = await import('../loop/loop.ts')
       const show = openShow(text => { if (!options.json) process.stdout.write(text) }, colour(process.stdout), options.quiet === true)
       const out = await loop({ path, ...(options.job ? { job: options.job } : {}), ...(options.out ? { out: options.out } : {}), apply: options.apply === true, color: colour(process.stdout), show })
       if (options.json) printJson({ out, held: show.broken.length === 0, broken: show.broken })

@@ -15,6 +15,7 @@ import { verifyCommand } from './verify.ts'
 const program = new Command('ambit')
   .description('Runs CI jobs in observed, confined cells and narrows their declared authority to what they used.')
   .version(VERSION)
+  .enablePositionalOptions()
   .option('--debug', 'show a stack with an error')
   .showHelpAfterError('(add --help for what this command takes)')
   .addHelpText('after', `

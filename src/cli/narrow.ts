@@ -7,7 +7,7 @@ import { writeContract } from '../contract/write.ts'
 import { AmbitError } from '../errors.ts'
 import { readBundle } from '../evidence/bundle.ts'
 import { verifyBundle } from '../evidence/verify.ts'
-import { narrowWorkflow, unifiedDiff } from '../pipeline/narrow.ts'
+import { allowParser } from '../pipeline/github/parser.ts'
 import { readText } from '../text.ts'
 import { print } from './io.ts'
 
@@ -24,6 +24,8 @@ export function narrowCommand(program: Command): void {
 Nothing is ever widened, and a grant that could not be observed stays.
 Example: ambit narrow ev --workflow .github/workflows/build.yml --job build --diff | git apply`)
     .action(async (dir: string, options) => {
+      allowParser()
+      const { narrowWorkflow, unifiedDiff } = await import('../pipeline/narrow.ts')
       const verified = await verifyBundle(dir)
       if (!verified.valid) throw new AmbitError('EVIDENCE_INVALID', { attempted: `narrow by ${dir}`, why: verified.problems[0] ?? 'it does not verify', remedy: '`ambit verify` tells more; evidence that was changed narrows nothing' })
       const { contract: own, events } = await readBundle(dir)

@@ -16,7 +16,7 @@ import { EvidenceStore } from '../evidence/store.ts'
 import { native, type CellExit, type PeerCredentials } from '../native.ts'
 import { PACKAGE_ROOT, VERSION } from '../package.ts'
 import { openFeed } from './feed.ts'
-import { clientMessage, type DaemonMessage, type RunMessage } from './protocol.ts'
+import { clientMessage, encodeDaemonMessage, type DaemonMessage, type RunMessage } from './protocol.ts'
 
 export type DaemonOptions = {
   /** Evidence, key, token: mode 0700. */
@@ -70,14 +70,15 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   const gone = new Set<number>()
   const busy = new Set<number>()
   let stopping = false
+  let closed = false
 
   const send = (connection: number, message: DaemonMessage): void => {
-    if (!gone.has(connection)) control.send(connection, Buffer.from(JSON.stringify(message)))
+    if (!gone.has(connection) && !closed) control.send(connection, encodeDaemonMessage(message))
   }
   const fail = (connection: number, error: unknown): void => {
     const known = error instanceof AmbitError ? error : new AmbitError('INTERNAL', { attempted: 'serve the request', why: String((error as Error)?.message ?? error), remedy: 'this is a defect in ambit: the daemon\'s log has the details', cause: error })
     if (known.code === 'INTERNAL') log.error({ err: error }, 'request failed')
-    send(connection, { type: 'error', error: known.toJSON() as never, exitCode: known.exitCode })
+    send(connection, { type: 'error', error: { code: known.code, ...known.detail }, exitCode: known.exitCode })
   }
 
   const run = async (connection: number, peer: PeerCredentials, message: RunMessage, fds: number[]): Promise<void> => {
@@ -96,7 +97,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       try {
         cell = await startCell(host, {
           id, slot: free, contract, argv: message.argv, env: credentials.env, stdio: [stdin, stdout, stderr], workspace,
-          owner: { uid: peer.uid, gid: peer.gid }, handed: [...credentials.handed, ...message.handed], credentials: credentials.events, credentialHooks: credentials.hooks,
+          owner: { uid: peer.uid, gid: peer.gid }, handed: credentials.handed, credentials: credentials.events, credentialHooks: credentials.hooks,
           apiHosts: credentials.apiHosts,
         }, cellLog, credentials.revoke)
       } catch (error) {
@@ -110,7 +111,16 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       if (gone.has(connection)) cell.kill('client-gone')
       const sealAndExport = async (): Promise<void> => {
         await store.finish(cellLog, contract)
-        if (evidence !== undefined) await store.exportTo(id, evidence, { uid: peer.uid, gid: peer.gid })
+        if (evidence === undefined) return
+        try {
+          await store.exportTo(id, evidence, { uid: peer.uid, gid: peer.gid })
+        } catch (cause) {
+          // Whoever asked for evidence must not take a run without it for a good one.
+          throw new AmbitError('EVIDENCE_UNREADABLE', {
+            attempted: 'hand the evidence over', why: (cause as Error).message.split('\n')[0]!,
+            remedy: `the command has ended; its evidence stays at the daemon: ${store.pathOf(id)}`, cause,
+          })
+        }
       }
       let end
       try {
@@ -182,6 +192,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       stopping = true
       endAll('daemon-stopped')
       await Promise.race([Promise.allSettled(running), new Promise(resolve => setTimeout(resolve, STOP_MS).unref())])
+      closed = true
       control.close()
       spawner.close()
       await feed.close()

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "spawner.hpp"
+#include <fcntl.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cstring>
+#include <thread>
+#include "common/failure.hpp"
+#include "common/packet.hpp"
+#include "common/plan.hpp"
+#include "launch-plan.hpp"
+
+#ifndef MFD_NOEXEC_SEAL  // Linux 6.3
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+
+using namespace ambit;
+
+// What the listening thread hands to JavaScript's: one message of the spawner, or (no message) its end.
+struct Spawner::Heard {
+  bool end = false;
+  TellMessage message = {};
+  std::vector<Fd> fds;
+};
+
+static Napi::Error MakeError(Napi::Env env, const std::string& step, int error) {
+  Napi::Error made = Napi::Error::New(env, step + ": " + strerror(error));
+  made.Set("code", Napi::String::New(env, "NATIVE"));
+  made.Set("errno", Napi::Number::New(env, error));
+  made.Set("syscall", Napi::String::New(env, step));
+  return made;
+}
+
+static pid_t Start(Napi::Env env, const std::string& spawner, const std::string& init, int socket) {
+  posix_spawn_file_actions_t actions;
+  posix_spawnattr_t attributes;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawnattr_init(&attributes);
+  posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
+  posix_spawn_file_actions_adddup2(&actions, socket, 3);
+  sigset_t none, all;
+  sigemptyset(&none);
+  sigfillset(&all);
+  posix_spawnattr_setsigmask(&attributes, &none);
+  posix_spawnattr_setsigdefault(&attributes, &all);
+  // A session of its own: Ctrl-C in the daemon's terminal is the daemon's to handle.
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSID);
+  std::string parent = std::to_string(getpid()), name = "ambit-spawner", image = init;
+  char* argv[] = {name.data(), image.data(), parent.data(), nullptr};
+  char* environment[] = {nullptr};
+  pid_t pid = -1;
+  int error = posix_spawn(&pid, spawner.c_str(), &actions, &attributes, argv, environment);
+  posix_spawn_file_actions_destroy(&actions);
+  posix_spawnattr_destroy(&attributes);
+  if (error != 0) ThrowErrno(env, "start ambit-spawner", error);
+  return pid;
+}
+
+Napi::Function Spawner::Define(Napi::Env env) {
+  return DefineClass(env, "Spawner", {
+    InstanceMethod<&Spawner::Prepare>("prepare"), InstanceMethod<&Spawner::Go>("go"),
+    InstanceMethod<&Spawner::Signal>("signal"), InstanceMethod<&Spawner::Close>("close"),
+  });
+}
+
+Spawner::Spawner(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Spawner>(info) {
+  Napi::Env env = info.Env();
+  if (info.Length() < 3 || !info[0].IsString() || !info[1].IsString() || !info[2].IsFunction()) throw Napi::TypeError::New(env, "new Spawner(spawnerPath, initPath, onExit)");
+  std::string spawner = info[0].As<Napi::String>(), init = info[1].As<Napi::String>();
+  if (access(init.c_str(), R_OK) < 0) ThrowErrno(env, "open ambit-init", errno);
+  on_exit_ = Napi::Persistent(info[2].As<Napi::Function>());
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) ThrowErrno(env, "make the socket to ambit-spawner", errno);
+  socket_ = Fd(ends[0]);
+  Fd theirs(ends[1]);
+  pid_t pid = Start(env, spawner, init, theirs.get());
+  theirs.Reset();
+
+  auto function = Napi::ThreadSafeFunction::New(env, Napi::Function(), "ambit-spawner", 0, 1);
+  // Until its end was heard; then nothing refers to this object any more.
+  Ref();
+  int socket = dup(socket_.get());
+  fcntl(socket, F_SETFD, FD_CLOEXEC);
+  std::thread([this, function, pid, listening = Fd(socket)] {
+    auto hand = [&](Heard* heard) {
+      auto call = [this](Napi::Env env, Napi::Function, Heard* came) {
+        std::unique_ptr<Heard> owned(came);
+        if (env != nullptr) Hear(env, *owned);
+      };
+      if (function.BlockingCall(heard, call) != napi_ok) delete heard;
+    };
+    std::map<std::string, Fd> alive;
+    for (;;) {
+      auto heard = std::make_unique<Heard>();
+      if (ReceivePacket(listening.get(), &heard->message, sizeof heard->message, &heard->fds) <= 0) break;
+      std::string id(TextOf(heard->message.id));
+      if (heard->message.tell == kPrepared && heard->fds.size() >= 2) alive[id] = Fd(fcntl(heard->fds[0].get(), F_DUPFD_CLOEXEC, 0));
+      if (heard->message.tell == kExited) alive.erase(id);
+      hand(heard.release());
+    }
+    while (waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {}
+    // A spawner that died took its cells with it: each one's end is awaited, and told.
+    for (auto& [id, pidfd] : alive) {
+      struct pollfd gone = {pidfd.get(), POLLIN, 0};
+      while (poll(&gone, 1, -1) < 0 && errno == EINTR) {}
+      auto heard = std::make_unique<Heard>();
+      heard->message.tell = kExited;
+      heard->message.status = -1;
+      heard->message.error = ECHILD;
+      CopyText(heard->message.id, id);
+      CopyText(heard->message.step, "keep ambit-spawner running: it was killed or ended");
+      hand(heard.release());
+    }
+    auto end = std::make_unique<Heard>();
+    end->end = true;
+    hand(end.release());
+    Napi::ThreadSafeFunction last = function;
+    last.Release();
+  }).detach();
+}
+
+void Spawner::Send(Napi::Env env, const AskMessage& message, const std::vector<int>& fds, const char* what) {
+  if (closed_) ThrowErrno(env, what, ESHUTDOWN);
+  if (SendPacket(socket_.get(), &message, sizeof message, fds) < 0) ThrowErrno(env, what, errno);
+}
+
+static Fd Seal(Napi::Env env, const std::string& bytes) {
+  Fd fd(memfd_create("ambit-plan", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL));
+  if (!fd && errno == EINVAL) fd = Fd(memfd_create("ambit-plan", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!fd) ThrowErrno(env, "make the plan's memfd", errno);
+  for (size_t at = 0; at < bytes.size();) {
+    ssize_t written = write(fd.get(), bytes.data() + at, bytes.size() - at);
+    if (written < 0) ThrowErrno(env, "write the plan", errno);
+    at += written;
+  }
+  if (fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) < 0) ThrowErrno(env, "seal the plan", errno);
+  return fd;
+}
+
+Napi::Value Spawner::Prepare(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  auto deferred = Napi::Promise::Deferred::New(env);
+  try {
+    std::vector<int> given;
+    Plan plan = ReadLaunchPlan(info[0], &given);
+    if (plan.id.empty() || plan.id.size() >= kIdSize) throw Napi::TypeError::New(env, "LaunchPlan.id must have 1 to 63 bytes");
+    if (preparing_.count(plan.id) != 0 || cells_.count(plan.id) != 0) ThrowErrno(env, ("take the id " + plan.id).c_str(), EEXIST);
+    std::string bytes = Encode(plan);
+    if (bytes.size() > kMaxPlanSize) ThrowErrno(env, "encode the plan", E2BIG);
+    Fd sealed = Seal(env, bytes);
+    std::vector<int> fds = {sealed.get()};
+    fds.insert(fds.end(), given.begin(), given.end());
+    AskMessage ask = {kPrepare};
+    CopyText(ask.id, plan.id);
+    Send(env, ask, fds, "send the plan to ambit-spawner");
+    preparing_.emplace(plan.id, deferred);
+  } catch (const Napi::Error& error) {
+    deferred.Reject(error.Value());
+  }
+  return deferred.Promise();
+}
+
+void Spawner::Go(const Napi::CallbackInfo& info) {
+  std::string id = info[0].ToString();
+  if (cells_.count(id) == 0) ThrowErrno(info.Env(), "let the command start: no such cell", ESRCH);
+  AskMessage ask = {kGo};
+  CopyText(ask.id, id);
+  Send(info.Env(), ask, {}, "let the command start");
+}
+
+void Spawner::Signal(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  std::string id = info[0].ToString();
+  int number = info.Length() > 1 && info[1].IsNumber() ? info[1].As<Napi::Number>().Int32Value() : 0;
+  if (number < 1 || number > 64) throw Napi::TypeError::New(env, "signal(id, signal): signal must be a number from 1 to 64");
+  // A cell may end while somebody signals it: as with kill(2) on a zombie, nothing happens.
+  if (cells_.count(id) == 0) return;
+  AskMessage ask = {kSignal};
+  CopyText(ask.id, id);
+  ask.signal = number;
+  Send(env, ask, {}, "signal the command");
+}
+
+void Spawner::Close(const Napi::CallbackInfo&) {
+  closed_ = true;
+  // The spawner reads the end of its stream, kills what is left and tells each end before its own.
+  if (socket_) shutdown(socket_.get(), SHUT_WR);
+}
+
+void Spawner::Hear(Napi::Env env, Heard& heard) {
+  Napi::HandleScope scope(env);
+  if (heard.end) return Ended(env);
+  const TellMessage& message = heard.message;
+  std::string id(TextOf(message.id)), step(TextOf(message.step));
+  auto waiting = preparing_.find(id);
+  if (message.tell == kRefused) {
+    if (waiting == preparing_.end()) return;
+    Napi::Promise::Deferred deferred = waiting->second;
+    preparing_.erase(waiting);
+    deferred.Reject(MakeError(env, step, message.error).Value());
+    return;
+  }
+  if (message.tell == kPrepared) {
+    if (waiting == preparing_.end() || heard.fds.size() != 2 + static_cast<size_t>(__builtin_popcount(message.sockets))) return;
+    Napi::Object cell = Napi::Object::New(env);
+    cell.Set("pid", message.pid);
+    cell.Set("pidfd", heard.fds[0].Release());
+    cell.Set("netns", heard.fds[1].Release());
+    size_t at = 2;
+    const char* names[kSocketCount] = {"relay4", "relay6", "dnsUdp4", "dnsUdp6", "dnsTcp4", "dnsTcp6"};
+    for (int i = 0; i < kSocketCount; i++) cell.Set(names[i], (message.sockets >> i & 1) != 0 ? heard.fds[at++].Release() : -1);
+    Napi::Promise::Deferred deferred = waiting->second;
+    preparing_.erase(waiting);
+    cells_.emplace(id, message.pid);
+    deferred.Resolve(cell);
+    return;
+  }
+  if (message.tell != kExited || cells_.erase(id) == 0) return;
+  Napi::Object exit = Napi::Object::New(env);
+  exit.Set("id", id);
+  bool failed = message.error != 0;
+  exit.Set("code", !failed && WIFEXITED(message.status) ? Napi::Number::New(env, WEXITSTATUS(message.status)) : env.Null());
+  exit.Set("signal", !failed && WIFSIGNALED(message.status) ? Napi::Number::New(env, WTERMSIG(message.status)) : env.Null());
+  if (failed) {
+    Napi::Object failure = Napi::Object::New(env);
+    failure.Set("step", step);
+    failure.Set("errno", message.error);
+    exit.Set("failed", failure);
+  } else {
+    exit.Set("failed", env.Null());
+  }
+  exit.Set("userUs", static_cast<double>(message.user_us));
+  exit.Set("systemUs", static_cast<double>(message.system_us));
+  exit.Set("maxRssKiB", static_cast<double>(message.max_rss_kib));
+  on_exit_.Call({exit});
+}
+
+void Spawner::Ended(Napi::Env env) {
+  closed_ = true;
+  socket_.Reset();
+  auto refused = std::move(preparing_);
+  preparing_.clear();
+  for (auto& [id, deferred] : refused) deferred.Reject(MakeError(env, "keep ambit-spawner running: it was killed or ended", ECHILD).Value());
+  Unref();
+}
+
+void RegisterSpawner(Napi::Env env, Napi::Object exports) { exports.Set("Spawner", Spawner::Define(env)); }

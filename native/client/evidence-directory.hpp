@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <string>
+#include "common/fd.hpp"
+
+namespace ambit {
+
+// The directory that the daemon writes the bundle into, by descriptor. Made if it is missing, and taken away again if nothing came
+// into it.
+class EvidenceDirectory {
+ public:
+  EvidenceDirectory() = default;
+  EvidenceDirectory(const EvidenceDirectory&) = delete;
+  EvidenceDirectory& operator=(const EvidenceDirectory&) = delete;
+  ~EvidenceDirectory();
+  // Throws Failure: it exists and is not empty, or cannot be made.
+  void Open(const std::string& path);
+  int get() const { return fd_.get(); }
+
+ private:
+  std::string path_;
+  bool made_ = false;
+  Fd fd_;
+};
+
+}  // namespace ambit

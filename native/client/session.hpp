@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <string>
+#include <vector>
+#include "client/options.hpp"
+#include "common/fd.hpp"
+
+namespace ambit {
+
+// The caller's signals as a descriptor; from here on none of those that are passed on ends this process.
+Fd BlockSignals();
+
+// The request as the daemon's `clientMessage` reads it. Throws Failure.
+std::string RunRequest(const Options& options, const std::string& contract, char** environment);
+
+// Connects and sends the request with its descriptors. Throws Failure.
+Fd Ask(const Options& options, const std::string& request, const std::vector<int>& descriptors);
+
+// Follows the cell to its end, passing signals on, and returns the exit status. Throws Failure.
+int Follow(const Options& options, const Fd& daemon, const Fd& signals);
+
+}  // namespace ambit

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a decoded plan must be like before anything is done with it. Bounds and shapes only: what a cell may hold was
+// decided by whoever wrote the plan.
+#pragma once
+#include <string>
+#include <string_view>
+#include "common/messages.hpp"
+#include "common/plan.hpp"
+
+namespace ambit {
+
+constexpr size_t kMaxMounts = 8192;
+constexpr size_t kMaxV1Groups = 32;
+constexpr size_t kMaxRules = 65536;
+constexpr size_t kFilterInstruction = 8;  // struct sock_filter
+constexpr size_t kMaxFilter = 4096 * kFilterInstruction;  // BPF_MAXINSNS
+constexpr size_t kMaxPath = 4095;
+
+inline bool IsText(std::string_view text) { return text.find('\0') == std::string_view::npos; }
+
+// Absolute, without empty, "." and ".." parts: no step of a walk along it leads back or sideways.
+inline bool IsPlainPath(std::string_view path) {
+  if (path.empty() || path[0] != '/' || path.size() > kMaxPath || !IsText(path)) return false;
+  if (path == "/") return true;
+  for (size_t at = 1;;) {
+    size_t end = path.find('/', at);
+    std::string_view part = path.substr(at, end == std::string_view::npos ? end : end - at);
+    if (part.empty() || part == "." || part == ".." || part.size() > 255) return false;
+    if (end == std::string_view::npos) return true;
+    at = end + 1;
+  }
+}
+
+// `path` lies below `folder`, or is it.
+inline bool IsInside(std::string_view path, std::string_view folder) {
+  if (folder == "/") return true;
+  return path.substr(0, folder.size()) == folder && (path.size() == folder.size() || path[folder.size()] == '/');
+}
+
+inline bool IsWritableBind(const MountStep& mount) { return mount.type == kBind && (mount.flags & kReadonly) == 0 && (mount.flags & kDevice) == 0; }
+
+// An empty string, or what is wrong. `given`: descriptors that came for binds.
+inline std::string WhatIsWrong(const Plan& p, size_t given) {
+  if (p.id.empty() || p.id.size() >= kIdSize || !IsText(p.id) || p.id.find('/') != std::string::npos) return "the id";
+  if (!IsPlainPath(p.cgroup)) return "the v2 cgroup";
+  if (p.v1.size() > kMaxV1Groups) return "the number of v1 cgroups";
+  for (auto& folder : p.v1) if (!IsPlainPath(folder)) return "a v1 cgroup";
+  // A host id of 0 in the map would make the job root on the host wherever the kernel asks only for the id.
+  if (p.base == 0 || p.count < 2 || p.count > UINT32_MAX - p.base) return "the range of ids";
+  if (p.uid >= p.count - 1 || p.gid >= p.count - 1) return "the ids of the command: the last one is cell-init's";
+  if (p.hostname.empty() || p.hostname.size() > 64 || !IsText(p.hostname)) return "the host name";
+  if (p.root_size < 65536) return "the size of the root";
+  if (!IsPlainPath(p.cwd)) return "the working directory";
+  if (p.argv.empty() || p.argv[0].empty()) return "the command";
+  for (auto& word : p.argv) if (!IsText(word)) return "an argument: it holds a NUL";
+  for (auto& word : p.env) if (!IsText(word) || word.find('=') == std::string::npos || word[0] == '=') return "a variable of the environment";
+  for (auto& limit : p.rlimits) if (limit.resource > 15 || limit.soft > limit.hard) return "a resource limit";
+  if (p.landlock > 1 || p.rules.size() > kMaxRules) return "the Landlock rules";
+  for (auto& rule : p.rules) if (!IsPlainPath(rule.path) || rule.access == 0 || rule.access > 7) return "a Landlock rule";
+  if (p.seccomp.size() % kFilterInstruction != 0 || p.seccomp.size() > kMaxFilter) return "the size of the seccomp filter";
+  if (p.mounts.size() > kMaxMounts) return "the number of mounts";
+  for (size_t i = 0; i < p.mounts.size(); i++) {
+    auto& m = p.mounts[i];
+    if (m.type > kSymlink || m.flags > 127) return "the type of a mount";
+    if (!IsPlainPath(m.target) || m.target == "/") return "the target of a mount: " + m.target;
+    if (m.mode > 01777) return "the mode of " + m.target;
+    if (m.type == kTmpfs && m.size < 4096) return "the size of " + m.target;
+    if (m.type == kSymlink && (m.content.empty() || m.content.size() > kMaxPath || !IsText(m.content))) return "where the link " + m.target + " leads";
+    if (m.type == kBind && m.source_fd < 0 && !IsPlainPath(m.source)) return "the source of " + m.target;
+    if (m.type == kBind && m.source_fd >= 0 && static_cast<size_t>(m.source_fd) >= given) return "the descriptor for " + m.target;
+    // A job of before may have left links and races in a tree that it can write: nothing of ours walks there.
+    for (size_t j = 0; j < i; j++) {
+      if (!IsWritableBind(p.mounts[j]) || !IsInside(m.target, p.mounts[j].target)) continue;
+      if (m.target != p.mounts[j].target || m.type == kFile || m.type == kSymlink || m.type == kDirectory) return m.target + ": it lies in " + p.mounts[j].target + ", which jobs can write";
+    }
+  }
+  return {};
+}
+
+}  // namespace ambit

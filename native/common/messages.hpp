@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// What addon, spawner and cell-init say to each other: one fixed struct per packet on SOCK_SEQPACKET sockets.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+
+namespace ambit {
+
+constexpr int kMaxDescriptors = 250;  // SCM_RIGHTS takes 253
+constexpr int kStepSize = 224;
+constexpr int kIdSize = 64;
+constexpr uint32_t kMaxPlanSize = 8 * 1024 * 1024;
+
+// The listening sockets of a cell, in the order in which they are sent. A host without IPv6 lacks every second one.
+enum ListeningSocket : int { kRelay4, kRelay6, kDnsUdp4, kDnsUdp6, kDnsTcp4, kDnsTcp6, kSocketCount };
+
+// addon → spawner. kPrepare comes with the plan's memfd, stdin, stdout, stderr, then the binds' descriptors.
+enum Ask : uint32_t { kPrepare = 1, kGo = 2, kSignal = 3 };
+constexpr int kPlanDescriptors = 4;
+struct AskMessage {
+  uint32_t ask;
+  char id[kIdSize];
+  int32_t signal;
+};
+
+// spawner → addon. kPrepared comes with pidfd, netns and the sockets whose bit is set.
+enum Tell : uint32_t { kPrepared = 1, kRefused = 2, kExited = 3 };
+struct TellMessage {
+  uint32_t tell;
+  char id[kIdSize];
+  int32_t pid;
+  int32_t status;    // wait status of the command, -1: none was told
+  int32_t error;     // errno of the step that failed, 0: none did
+  uint32_t sockets;  // bit N: ListeningSocket N is among the descriptors
+  char step[kStepSize];
+  uint64_t user_us, system_us, max_rss_kib;
+};
+
+// spawner → init. kStart once the ids are mapped, read before init is executed; kPlan with the plan's memfd; kTrees with
+// detached mounts; kBuild when all of them were sent; kRun to let the command start; kDeliver: a signal for it.
+enum Order : uint32_t { kStart = 1, kPlan = 2, kTrees = 3, kBuild = 4, kRun = 5, kDeliver = 6 };
+struct OrderMessage {
+  uint32_t order;
+  int32_t signal;
+  uint32_t count;                   // kTrees: descriptors in this packet
+  uint16_t mount[kMaxDescriptors];  // kTrees: which mount of the plan each one is for
+};
+
+// init → spawner. kReady comes with the sockets whose bit is set; kEnded tells init's own use of the processor,
+// which is not the command's.
+enum Report : uint32_t { kReady = 1, kFailed = 2, kEnded = 3 };
+struct ReportMessage {
+  uint32_t report;
+  int32_t status;
+  int32_t error;
+  uint32_t sockets;
+  char step[kStepSize];
+  uint64_t user_us, system_us;
+};
+
+template <size_t N>
+void CopyText(char (&to)[N], std::string_view from) {
+  size_t size = from.size() < N - 1 ? from.size() : N - 1;
+  memcpy(to, from.data(), size);
+  memset(to + size, 0, N - size);
+}
+
+// The text of a field that came from elsewhere: never read beyond its end, whoever forgot the terminator.
+template <size_t N>
+std::string_view TextOf(const char (&from)[N]) {
+  return {from, strnlen(from, N)};
+}
+
+}  // namespace ambit

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "init/root.hpp"
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <cstdio>
+#include "common/failure.hpp"
+#include "common/mount-api.hpp"
+
+namespace ambit {
+
+constexpr int kDetach = 2;  // MNT_DETACH of sys/mount.h, which clashes with linux/mount.h
+
+// The folder that holds `target`, made where it is missing, and the last part of its name. No link is followed: a part
+// that is one is no directory. All of it is ours; the plan was refused if it lies in a tree that a job can write.
+static Fd OpenParent(int root, const std::string& target, std::string* name) {
+  Fd at(OpenAt2(root, ".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
+  Must(at.get(), "open the root for", target);
+  size_t begin = 1;
+  for (size_t end; (end = target.find('/', begin)) != std::string::npos; begin = end + 1) {
+    std::string part = target.substr(begin, end - begin);
+    Fd next(openat(at.get(), part.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (!next && errno == ENOENT) {
+      Must(mkdirat(at.get(), part.c_str(), 0755), "make the folders of", target);
+      next = Fd(openat(at.get(), part.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    }
+    Must(next.get(), "walk to", target);
+    at = std::move(next);
+  }
+  *name = target.substr(begin);
+  return at;
+}
+
+// Moves a detached mount to its place, which is made if it is missing.
+static void Attach(int root, int mount, const std::string& target) {
+  struct stat what;
+  Must(fstat(mount, &what), "look at the mount for", target);
+  std::string name;
+  Fd parent = OpenParent(root, target, &name);
+  if (S_ISDIR(what.st_mode)) {
+    if (mkdirat(parent.get(), name.c_str(), 0755) < 0 && errno != EEXIST) Must(-1, "make", target);
+  } else {
+    Fd made(openat(parent.get(), name.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0644));
+    if (!made && errno != EEXIST) Must(-1, "make", target);
+  }
+  Fd place(openat(parent.get(), name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  Must(place.get(), "open", target);
+  struct stat there;
+  Must(fstat(place.get(), &there), "look at", target);
+  if (S_ISLNK(there.st_mode)) Fail("mount on " + target + ": it is a link", ELOOP);
+  Must(MoveMount(mount, place.get()), "mount", target);
+}
+
+static Fd MakeMount(int context, unsigned attributes, const std::string& target) {
+  Must(FsCreate(context), "make the file system for", target);
+  Fd mount(FsMount(context, attributes));
+  Must(mount.get(), "make the mount for", target);
+  return mount;
+}
+
+static Fd MakeTmpfs(uint64_t size, uint32_t mode, const std::string& target) {
+  Fd context(FsOpen("tmpfs"));
+  Must(context.get(), "open tmpfs for", target);
+  char text[32];
+  snprintf(text, sizeof text, "%llu", static_cast<unsigned long long>(size));
+  Must(FsSet(context.get(), "size", text), "set the size of", target);
+  snprintf(text, sizeof text, "%o", mode);
+  Must(FsSet(context.get(), "mode", text), "set the mode of", target);
+  Fd mount = MakeMount(context.get(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, target);
+  return mount;
+}
+
+static void SetReadOnly(int mount, const std::string& target) {
+  struct mount_attr attributes = {};
+  attributes.attr_set = MOUNT_ATTR_RDONLY;
+  Must(SetMountAttributes(mount, "", AT_EMPTY_PATH, &attributes), "make read-only", target);
+}
+
+static void MountProc(int root, const std::string& target) {
+  Fd context(FsOpen("proc"));
+  Must(context.get(), "open proc for", target);
+  // The name is of Linux 5.8; before, hidepid held for the whole pid namespace and was a number.
+  if (FsSet(context.get(), "hidepid", "noaccess") < 0) Must(FsSet(context.get(), "hidepid", "1"), "hide processes in", target);
+  Fd proc = MakeMount(context.get(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, target);
+  Attach(root, proc.get(), target);
+  // Where the kernel's settings are. Most belong to host ids that the cell does not have; the network namespace's belong to its root.
+  for (const char* part : {"sys", "sysrq-trigger", "irq", "bus", "fs"}) {
+    Fd copy(OpenTree(proc.get(), part, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_SYMLINK_NOFOLLOW));
+    if (!copy && errno == ENOENT) continue;
+    std::string name = target + "/" + part;
+    Must(copy.get(), "copy", name);
+    SetReadOnly(copy.get(), name);
+    Fd place(openat(proc.get(), part, O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    Must(place.get(), "open", name);
+    Must(MoveMount(copy.get(), place.get()), "mount", name);
+  }
+}
+
+static void MountDevpts(int root, const std::string& target) {
+  Fd context(FsOpen("devpts"));
+  Must(context.get(), "open devpts for", target);
+  Must(FsFlag(context.get(), "newinstance"), "ask for own terminals in", target);
+  Must(FsSet(context.get(), "ptmxmode", "0666"), "set the mode of ptmx in", target);
+  Must(FsSet(context.get(), "mode", "0620"), "set the mode of terminals in", target);
+  Fd mount = MakeMount(context.get(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, target);
+  Attach(root, mount.get(), target);
+}
+
+static void MakeFile(int root, const MountStep& step) {
+  std::string name;
+  Fd parent = OpenParent(root, step.target, &name);
+  Fd file(openat(parent.get(), name.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC, 0600));
+  Must(file.get(), "make", step.target);
+  for (size_t at = 0; at < step.content.size();) at += Must(static_cast<int>(write(file.get(), step.content.data() + at, step.content.size() - at)), "write", step.target);
+  Must(fchmod(file.get(), step.mode), "set the mode of", step.target);
+}
+
+static void MakeDirectory(int root, const MountStep& step) {
+  std::string name;
+  Fd parent = OpenParent(root, step.target, &name);
+  if (mkdirat(parent.get(), name.c_str(), 0700) < 0 && errno != EEXIST) Must(-1, "make", step.target);
+  Fd made(openat(parent.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  Must(made.get(), "open", step.target);
+  Must(fchmod(made.get(), step.mode), "set the mode of", step.target);
+}
+
+static void MakeLink(int root, const MountStep& step) {
+  std::string name;
+  Fd parent = OpenParent(root, step.target, &name);
+  Must(symlinkat(step.content.c_str(), parent.get(), name.c_str()), "make the link", step.target);
+}
+
+void BuildRoot(const Plan& plan, std::map<uint16_t, Fd> trees) {
+  struct mount_attr alone = {};
+  alone.propagation = MS_PRIVATE;
+  Must(SetMountAttributes(AT_FDCWD, "/", AT_RECURSIVE, &alone), "part from the host's mounts");
+  Fd root = MakeTmpfs(plan.root_size, 0755, "/");
+  // On top of the host's root, which always is a place to mount on; then the two change places.
+  Fd host(open("/", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  Must(host.get(), "open the host's root");
+  Must(MoveMount(root.get(), host.get()), "mount the root");
+
+  for (size_t i = 0; i < plan.mounts.size(); i++) {
+    const MountStep& step = plan.mounts[i];
+    switch (step.type) {
+      case kBind: {
+        auto tree = trees.find(static_cast<uint16_t>(i));
+        if (tree == trees.end()) break;  // optional, and not there
+        Attach(root.get(), tree->second.get(), step.target);
+        trees.erase(tree);
+        break;
+      }
+      case kTmpfs: {
+        Fd mount = MakeTmpfs(step.size, step.mode, step.target);
+        Attach(root.get(), mount.get(), step.target);
+        break;
+      }
+      case kProc: MountProc(root.get(), step.target); break;
+      case kDevpts: MountDevpts(root.get(), step.target); break;
+      case kDirectory: MakeDirectory(root.get(), step); break;
+      case kFile: MakeFile(root.get(), step); break;
+      case kSymlink: MakeLink(root.get(), step); break;
+    }
+  }
+
+  Must(fchdir(root.get()), "enter the new root");
+  Must(syscall(SYS_pivot_root, ".", "."), "take the new root");
+  // The old root now lies on the new one.
+  Must(syscall(SYS_umount2, ".", kDetach), "let go of the host's root");
+  Must(chdir("/"), "enter the new root");
+  SetReadOnly(root.get(), "/");
+}
+
+}  // namespace ambit

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <sys/types.h>
+#include <vector>
+#include "common/fd.hpp"
+#include "common/plan.hpp"
+
+namespace ambit {
+
+// What cell-init is executed from: a copy of the program that nobody can change any more, not even through /proc/PID/exe.
+Fd SealedCopy(const char* path);
+
+struct Launch {
+  int image;      // of cell-init
+  int control;    // init's end of its socket
+  int stdio[3];
+  int cgroup;     // v2 folder
+  std::vector<int> tasks;  // `tasks` files of the v1 folders
+};
+
+// Starts process 1 of a cell in namespaces of its own. It waits for kStart on its socket, which must not be sent before
+// the ids are mapped, then executes cell-init with the socket as descriptor 3 and nothing else but stdio.
+pid_t StartInit(const Launch& launch, Fd* pidfd);
+
+// Opened and known to be of the right hierarchy.
+Fd OpenCgroup(const std::string& folder);
+Fd OpenTasks(const std::string& folder);
+
+}  // namespace ambit

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "spawner/trees.hpp"
+#include <sys/fsuid.h>
+#include <sys/stat.h>
+#include "common/failure.hpp"
+#include "common/mount-api.hpp"
+
+namespace ambit {
+
+// Looks paths up with another's rights. Leaving uid 0 drops the capabilities that override file permissions and keeps
+// CAP_SYS_ADMIN (capabilities(7)); the spawner has no supplementary groups to lend.
+class FileUser {
+ public:
+  FileUser(uint32_t uid, uint32_t gid) {
+    setfsgid(gid);
+    setfsuid(uid);
+    // These two calls report no error: asking for an impossible id tells what holds.
+    if (static_cast<uint32_t>(setfsgid(-1)) != gid || static_cast<uint32_t>(setfsuid(-1)) != uid) {
+      Restore();
+      Fail("take the caller's rights on files", EPERM);
+    }
+  }
+  ~FileUser() { Restore(); }
+  FileUser(const FileUser&) = delete;
+  FileUser& operator=(const FileUser&) = delete;
+
+ private:
+  static void Restore() { setfsuid(0); setfsgid(0); }
+};
+
+static Fd OpenSource(const MountStep& mount) {
+  // The plan resolved every link; one that is there now was put there since.
+  constexpr uint64_t kResolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+  if ((mount.flags & kAsUser) == 0) return Fd(OpenAt2(AT_FDCWD, mount.source.c_str(), O_PATH | O_CLOEXEC, kResolve));
+  FileUser user(mount.as_uid, mount.as_gid);
+  Fd fd(OpenAt2(AT_FDCWD, mount.source.c_str(), O_PATH | O_CLOEXEC, kResolve));
+  return fd;
+}
+
+static Fd OpenTreeOf(const MountStep& mount, uint32_t base, const std::vector<Fd>& given, OwnerMaps& owners) {
+  Fd opened;
+  int source = -1;
+  if (mount.source_fd >= 0) {
+    source = given[mount.source_fd].get();
+  } else {
+    opened = OpenSource(mount);
+    if (!opened && (errno == ENOENT || errno == ENOTDIR) && (mount.flags & kOptional) != 0) return {};
+    source = Must(opened.get(), "open", mount.source);
+  }
+  if ((mount.flags & kDevice) != 0) {
+    struct stat status;
+    Must(fstat(source, &status), "look at", mount.source);
+    if (!S_ISCHR(status.st_mode)) Fail("show " + mount.target + ": it is no character device", ENODEV);
+  }
+
+  const unsigned deep = (mount.flags & kRecursive) != 0 ? AT_RECURSIVE : 0;
+  Fd tree(OpenTree(source, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | deep));
+  Must(tree.get(), "copy the mount for", mount.target);
+  struct mount_attr attributes = {};
+  attributes.attr_set = MOUNT_ATTR_NOSUID;
+  if ((mount.flags & kReadonly) != 0) attributes.attr_set |= MOUNT_ATTR_RDONLY;
+  if ((mount.flags & kDevice) == 0) attributes.attr_set |= MOUNT_ATTR_NODEV;
+  if ((mount.flags & kNoexec) != 0) attributes.attr_set |= MOUNT_ATTR_NOEXEC;
+  // A copy is in its source's peer group: what the host mounts there later would appear in the cell.
+  attributes.propagation = MS_PRIVATE;
+  Must(SetMountAttributes(tree.get(), "", AT_EMPTY_PATH | deep, &attributes), "set the attributes of", mount.target);
+  if ((mount.flags & kIdmap) != 0) {
+    struct mount_attr map = {};
+    map.attr_set = MOUNT_ATTR_IDMAP;
+    map.userns_fd = owners.For(mount.owner_uid, mount.owner_gid, base);
+    Must(SetMountAttributes(tree.get(), "", AT_EMPTY_PATH | deep, &map), "map the owner of files (the file system must support idmapped mounts) in", mount.target);
+  }
+  return tree;
+}
+
+std::vector<Tree> OpenTrees(const Plan& plan, const std::vector<Fd>& given, OwnerMaps& owners) {
+  std::vector<Tree> trees;
+  for (size_t i = 0; i < plan.mounts.size(); i++) {
+    if (plan.mounts[i].type != kBind) continue;
+    Fd tree = OpenTreeOf(plan.mounts[i], plan.base, given, owners);
+    if (tree) trees.push_back({static_cast<uint16_t>(i), std::move(tree)});
+  }
+  return trees;
+}
+
+}  // namespace ambit

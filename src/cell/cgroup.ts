@@ -1,0 +1,337 @@
+import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { z } from 'zod'
+import { AmbitError } from '../errors.ts'
+
+export type CellLimits = { memoryBytes: number; pids: number }
+
+export type Cgroups = {
+  /** Depth of a cell's group below the root of the v2 hierarchy. */
+  readonly level: number
+  /** The v2 folder that holds every cell of this process. */
+  readonly parentV2: string
+  /** Which hierarchy does what on this host, for people. */
+  readonly layout: string
+  /** Makes a cell's groups with their limits; `id` is the kernel's id of the v2 one. Makes all or none. */
+  createCell(id: string, limits: CellLimits): { id: bigint; v2: string; v1: string[] }
+  /** Resolves when the groups are gone; one that is gone already is no error. Waits for processes that are ending, then throws. */
+  removeCell(id: string): Promise<void>
+  /** Kills every process of the cell at once; does nothing if the cell is gone. */
+  killCell(id: string): void
+  /** How often a limit was hit since the cell began. */
+  events(id: string): { oomKills: number; pidsMax: number }
+  /** Removes what is left of this process's groups. */
+  close(): Promise<void>
+}
+
+/** What is asked of the host; replaced in tests of layouts that the machine does not have. */
+export type CgroupHost = {
+  /** /proc/self/mountinfo */
+  mounts: string
+  /** /proc/self/cgroup */
+  own: string
+  /** What /proc/self/ns/cgroup leads to. */
+  namespace: string
+  /** Whether systemd left the unit's group to the unit (Delegate=). */
+  isDelegated(unit: string): boolean
+  /** Where this process and others like it write down which groups they made. */
+  records: string
+}
+
+type Controller = 'memory' | 'pids'
+const CONTROLLERS: readonly Controller[] = ['memory', 'pids']
+/** include/linux/proc_ns.h: the inode of the first cgroup namespace. */
+const FIRST_NAMESPACE = 'cgroup:[4026531835]'
+const REMOVE_MS = 10_000
+
+export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
+  const name = `ambit-${process.pid}`
+  if (host.namespace !== FIRST_NAMESPACE) {
+    throw lacks('this process is in a cgroup namespace, where the depth of a group that eBPF programs need cannot be known', 'run the daemon outside of containers, or in one with the host\'s cgroup namespace')
+  }
+  removeStale(host.records)
+  const mounts = parseMounts(host.mounts)
+  const v2Mount = mounts.find(mount => mount.type === 'cgroup2')
+  if (v2Mount === undefined) throw lacks('no cgroup v2 hierarchy is mounted', 'mount one: mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified')
+
+  const base = baseOfV2(v2Mount, host)
+  const offered = words(join(base, 'cgroup.controllers'))
+  const onV2 = CONTROLLERS.filter(controller => offered.includes(controller))
+  const parentV2 = join(base, name)
+  const v1Parents = new Map<Controller, string>()
+  for (const controller of CONTROLLERS) {
+    if (onV2.includes(controller)) continue
+    const mount = mounts.find(({ type, options }) => type === 'cgroup' && options.includes(controller))
+    if (mount === undefined) throw lacks(`the ${controller} controller is on no hierarchy`, `enable it: cgroup_enable=${controller} on the kernel's command line`)
+    // Below the group that this process is in: what was given to the daemon is not escaped.
+    v1Parents.set(controller, join(folderOf(mount, ownPath(host.own, controller)), name))
+  }
+  const parents = [...new Set([parentV2, ...v1Parents.values()])]
+
+  const made: string[] = []
+  try {
+    enable(base, onV2)
+    for (const parent of parents) {
+      mkdirSync(parent)
+      made.push(parent)
+    }
+    enable(parentV2, onV2)
+    record(host.records, name, parents)
+  } catch (cause) {
+    for (const parent of made.reverse()) rmdirSync(parent)
+    throw new AmbitError('KERNEL_LACKS', {
+      attempted: `make the cgroup ${name}`, why: (cause as Error).message,
+      remedy: (cause as NodeJS.ErrnoException).code === 'EEXIST'
+        ? 'this process made one already, or another made a folder of that name: remove it if it is empty'
+        : 'run as root on a host whose cgroups can be written; under systemd with Delegate=yes',
+      cause,
+    })
+  }
+
+  const cells = new Set<string>()
+  const folderIn = (parent: string, id: string): string => {
+    if (!/^[A-Za-z0-9_-]{1,63}$/.test(id)) throw new AmbitError('INTERNAL', { attempted: 'name the cgroup of a cell', why: `"${id}" is no id of a cell`, remedy: 'this is a defect in ambit' })
+    return join(parent, id)
+  }
+  const parentOf = (controller: Controller): string => v1Parents.get(controller) ?? parentV2
+
+  const setLimits = (id: string, limits: CellLimits): void => {
+    const memory = folderIn(parentOf('memory'), id)
+    if (v1Parents.has('memory')) {
+      writeFileSync(join(memory, 'memory.limit_in_bytes'), String(limits.memoryBytes))
+      // Memory and swap together; missing where swap is not accounted.
+      const both = join(memory, 'memory.memsw.limit_in_bytes')
+      if (existsSync(both)) writeFileSync(both, String(limits.memoryBytes))
+    } else {
+      writeFileSync(join(memory, 'memory.max'), String(limits.memoryBytes))
+      const swap = join(memory, 'memory.swap.max')
+      if (existsSync(swap)) writeFileSync(swap, '0')
+    }
+    // One more for cell-init, which is in the group and not of the job.
+    writeFileSync(join(folderIn(parentOf('pids'), id), 'pids.max'), String(limits.pids + 1))
+  }
+
+  const removeCell = async (id: string): Promise<void> => {
+    const folders = parents.map(parent => folderIn(parent, id))
+    const end = Date.now() + REMOVE_MS
+    for (let wait = 1; ; wait = Math.min(wait * 2, 50)) {
+      const left = folders.filter(folder => !removeTree(folder))
+      if (left.length === 0) break
+      if (Date.now() > end) {
+        const pids = left.flatMap(folder => words(join(folder, 'cgroup.procs')))
+        throw new AmbitError('CELL_FAILED', { attempted: `remove the cgroup of cell ${id}`, why: pids.length > 0 ? `processes are still in it: ${pids.join(' ')}` : `the kernel still holds ${left.join(', ')}`, remedy: 'look at those processes: one that ended but is not gone waits for a device' })
+      }
+      await sleep(wait)
+    }
+    cells.delete(id)
+  }
+
+  return {
+    level: depth(v2Mount.root) + depth(parentV2.slice(v2Mount.folder.length)) + 1,
+    parentV2,
+    layout: [
+      onV2.length === CONTROLLERS.length ? `v2 at ${v2Mount.folder}: ${onV2.join(', ')}, kill` : `hybrid; v2 at ${v2Mount.folder}: ${[...onV2, 'kill'].join(', ')}`,
+      ...[...v1Parents].map(([controller, parent]) => `v1 ${controller} at ${parent.slice(0, -name.length - 1)}`),
+    ].join('; '),
+    createCell(id, limits) {
+      const folders = parents.map(parent => folderIn(parent, id))
+      const done: string[] = []
+      try {
+        for (const folder of folders) {
+          mkdirSync(folder)
+          done.push(folder)
+        }
+        setLimits(id, limits)
+      } catch (cause) {
+        for (const folder of done.reverse()) rmdirSync(folder)
+        throw new AmbitError('CELL_FAILED', { attempted: `make the cgroup of cell ${id}`, why: (cause as Error).message, remedy: '`ambit doctor` shows the hierarchies of this host', cause })
+      }
+      cells.add(id)
+      const [v2, ...v1] = folders as [string, ...string[]]
+      return { id: statSync(v2, { bigint: true }).ino, v2, v1 }
+    },
+    removeCell,
+    killCell(id) {
+      try {
+        writeFileSync(join(folderIn(parentV2, id), 'cgroup.kill'), '1')
+      } catch (error) {
+        if (!isGone(error)) throw error
+      }
+    },
+    events(id) {
+      const memory = join(folderIn(parentOf('memory'), id), v1Parents.has('memory') ? 'memory.oom_control' : 'memory.events')
+      return { oomKills: keyed(memory, 'oom_kill'), pidsMax: keyed(join(folderIn(parentOf('pids'), id), 'pids.events'), 'max') }
+    },
+    async close() {
+      for (const id of cells) await removeCell(id)
+      for (const parent of [...parents].reverse()) removeTree(parent)
+      if (parents.every(parent => !existsSync(parent))) rmSync(join(host.records, `${name}.json`), { force: true })
+    },
+  }
+}
+
+function thisHost(): CgroupHost {
+  return {
+    mounts: readFileSync('/proc/self/mountinfo', 'utf8'),
+    own: readFileSync('/proc/self/cgroup', 'utf8'),
+    namespace: readlinkSync('/proc/self/ns/cgroup'),
+    isDelegated(unit) {
+      if (!existsSync('/run/systemd/system')) return false
+      try {
+        return execFileSync('systemctl', ['show', '--property=Delegate', '--value', '--', unit], { encoding: 'utf8', timeout: 5000 }).trim() === 'yes'
+      } catch {
+        return false
+      }
+    },
+    records: '/run/ambit/cgroups',
+  }
+}
+
+type CgroupMount = { folder: string; root: string; type: string; options: string[] }
+
+/** proc_pid_mountinfo(5): ID PARENT DEV ROOT FOLDER OPTIONS [TAG…] - TYPE SOURCE SUPER-OPTIONS, with blanks as octal. */
+function parseMounts(text: string): CgroupMount[] {
+  return text.split('\n').flatMap(line => {
+    const [before, after] = line.split(' - ')
+    const [, , , root, folder] = (before ?? '').split(' ')
+    const [type, , options] = (after ?? '').split(' ')
+    if (root === undefined || folder === undefined || type === undefined || !type.startsWith('cgroup')) return []
+    return [{ root: unescapeOctal(root), folder: unescapeOctal(folder), type, options: (options ?? '').split(',') }]
+  })
+}
+
+function unescapeOctal(text: string): string {
+  return text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)))
+}
+
+/** The path in /proc/self/cgroup of the hierarchy with this controller; of v2 for null. */
+function ownPath(own: string, controller: Controller | null): string {
+  for (const line of own.split('\n')) {
+    const [, number, controllers, path] = /^(\d+):([^:]*):(.*)$/.exec(line) ?? []
+    if (path === undefined) continue
+    if (controller === null ? number === '0' && controllers === '' : controllers!.split(',').includes(controller)) return path
+  }
+  return '/'
+}
+
+/** Where a group's folder is, if the mount shows it; otherwise the mount's own. */
+function folderOf(mount: CgroupMount, path: string): string {
+  const below = mount.root === '/' ? path : path === mount.root || path.startsWith(`${mount.root}/`) ? path.slice(mount.root.length) : '/'
+  const folder = join(mount.folder, below)
+  return existsSync(folder) ? folder : mount.folder
+}
+
+/**
+ * The group to make ours in. Processes and controllers for children exclude each other in every group but the root, so
+ * it is the root, unless systemd left our unit's group to us: then this process steps aside, into a group of its own.
+ */
+function baseOfV2(mount: CgroupMount, host: CgroupHost): string {
+  const path = ownPath(host.own, null)
+  const unit = path.split('/').at(-1)!
+  if (!/\.(service|scope)$/.test(unit) || !host.isDelegated(unit)) return mount.folder
+  const folder = folderOf(mount, path)
+  if (folder === mount.folder) return folder
+  const others = words(join(folder, 'cgroup.procs')).filter(pid => pid !== String(process.pid))
+  if (others.length > 0) return mount.folder
+  const aside = join(folder, 'daemon')
+  mkdirSync(aside, { recursive: true })
+  writeFileSync(join(aside, 'cgroup.procs'), String(process.pid))
+  return folder
+}
+
+function enable(folder: string, controllers: readonly Controller[]): void {
+  const file = join(folder, 'cgroup.subtree_control')
+  const missing = controllers.filter(controller => !words(file).includes(controller))
+  if (missing.length > 0) writeFileSync(file, missing.map(controller => `+${controller}`).join(' '))
+}
+
+/** Removes a group and those in it, if they are empty of processes. True when nothing is left. */
+function removeTree(folder: string): boolean {
+  try {
+    for (const entry of readdirSync(folder, { withFileTypes: true })) if (entry.isDirectory()) removeTree(join(folder, entry.name))
+    rmdirSync(folder)
+    return true
+  } catch (error) {
+    if (isGone(error)) return true
+    if ((error as NodeJS.ErrnoException).code === 'EBUSY' || (error as NodeJS.ErrnoException).code === 'ENOTEMPTY') return false
+    throw error
+  }
+}
+
+const recordSchema = z.object({
+  pid: z.number().int().positive().describe('who made the groups'),
+  start: z.string().describe('when that process began, in ticks since boot: with the pid, it names one process'),
+  folders: z.array(z.object({ path: z.string().startsWith('/'), inode: z.string() })),
+})
+
+function record(records: string, name: string, folders: string[]): void {
+  mkdirSync(join(records, '..'), { recursive: true, mode: 0o755 })
+  mkdirSync(records, { recursive: true, mode: 0o700 })
+  const entry: z.infer<typeof recordSchema> = {
+    pid: process.pid, start: startOf(process.pid) ?? '', folders: folders.map(path => ({ path, inode: String(statSync(path, { bigint: true }).ino) })),
+  }
+  writeFileSync(join(records, `${name}.json`), JSON.stringify(entry), { mode: 0o600 })
+}
+
+/** Groups of processes that died without removing them: only what a record names, and only if it is still that very group. */
+function removeStale(records: string): void {
+  if (!existsSync(records)) return
+  for (const file of readdirSync(records).filter(name => /^ambit-\d+\.json$/.test(name))) {
+    const entry = readRecord(join(records, file))
+    if (entry === null || startOf(entry.pid) === entry.start) continue
+    let left = false
+    for (const { path, inode } of entry.folders) {
+      const there = statSync(path, { bigint: true, throwIfNoEntry: false })
+      if (there !== undefined && String(there.ino) === inode && !removeTree(path)) left = true
+    }
+    if (!left) rmSync(join(records, file), { force: true })
+  }
+}
+
+function readRecord(file: string): z.infer<typeof recordSchema> | null {
+  try {
+    return recordSchema.parse(JSON.parse(readFileSync(file, 'utf8')))
+  } catch {
+    return null
+  }
+}
+
+/** Field 22 of /proc/PID/stat; the command's name before it may hold blanks and brackets. */
+function startOf(pid: number): string | null {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? null
+  } catch {
+    return null
+  }
+}
+
+function words(file: string): string[] {
+  try {
+    return readFileSync(file, 'utf8').split(/\s+/).filter(Boolean)
+  } catch (error) {
+    if (isGone(error)) return []
+    throw error
+  }
+}
+
+function keyed(file: string, key: string): number {
+  const at = words(file)
+  const index = at.indexOf(key)
+  return index < 0 ? 0 : Number(at[index + 1])
+}
+
+function isGone(error: unknown): boolean {
+  const code = (error as NodeJS.ErrnoException).code
+  return code === 'ENOENT' || code === 'ENODEV'
+}
+
+function depth(path: string): number {
+  return path.split('/').filter(Boolean).length
+}
+
+function lacks(why: string, remedy: string): AmbitError {
+  return new AmbitError('KERNEL_LACKS', { attempted: 'set up the cgroups of cells', why, remedy })
+}

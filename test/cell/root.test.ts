@@ -1,0 +1,48 @@
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { elfInterpreters, rootBuilder } from '../../src/cell/root.ts'
+
+const dir = mkdtempSync('/var/tmp/ambit-root-')
+t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+mkdirSync(join(dir, 'real/deep'), { recursive: true })
+writeFileSync(join(dir, 'real/deep/file'), '')
+symlinkSync('real', join(dir, 'link'))
+symlinkSync(join(dir, 'link/deep'), join(dir, 'chain'))
+symlinkSync('loop', join(dir, 'loop'))
+
+t.test('what is exposed is bound where it really is, with the links that lead there', t => {
+  const root = rootBuilder({ uid: 7, gid: 8 })
+  root.expose(join(dir, 'chain/file'))
+  t.same(root.mounts(), [
+    { type: 'bind', source: join(dir, 'real/deep/file'), target: join(dir, 'real/deep/file'), readonly: true, recursive: true, optional: true, asUser: { uid: 7, gid: 8 } },
+    { type: 'symlink', target: join(dir, 'chain'), to: join(dir, 'link/deep') },
+    { type: 'symlink', target: join(dir, 'link'), to: 'real' },
+  ])
+  t.ok(root.shows(join(dir, 'link/deep/file')))
+  t.notOk(root.shows(dir))
+  root.expose(dir)
+  t.match(root.mounts().map(({ target }) => target), [dir, join(dir, 'real/deep/file')], 'a folder before what lies in it, and no link that it brings itself')
+  t.end()
+})
+
+t.test('a path that is to be written is led to and resolved, but not shown', t => {
+  const root = rootBuilder()
+  t.equal(root.lead(join(dir, 'link/deep')), join(dir, 'real/deep'))
+  t.same(root.mounts(), [{ type: 'symlink', target: join(dir, 'link'), to: 'real' }])
+  for (const path of [join(dir, 'missing'), join(dir, 'real/deep/file/below'), join(dir, 'loop'), '/proc/self', '/etc/resolv.conf', '/tmp/x']) t.equal(root.lead(path), null, path)
+  t.equal(root.lead('/'), '/')
+  t.end()
+})
+
+t.test('missing paths and the cell\'s own are skipped; the host is shown without them', t => {
+  const root = rootBuilder()
+  for (const path of [join(dir, 'missing'), join(dir, 'loop'), '/dev/mem', '/run', '/etc/hosts']) root.expose(path)
+  t.same(root.mounts().filter(({ type }) => type === 'bind'), [])
+  root.expose('/')
+  const targets = root.mounts().map(({ target }) => target)
+  t.ok(targets.includes('/usr') && targets.includes('/etc/passwd'))
+  t.notOk(targets.some(target => /^\/(proc|sys|dev|run|tmp)(\/|$)/.test(target) || /^\/etc(\/(hosts|resolv\.conf|hostname))?$/.test(target)))
+  t.ok(elfInterpreters().length > 0)
+  t.end()
+})

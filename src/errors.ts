@@ -3,7 +3,7 @@ export const ERROR_CODES = {
   USAGE: { exit: 2, about: 'the command line is not one that ambit understands' },
   CONTRACT_INVALID: { exit: 2, about: 'the contract does not follow the schema' },
   PIPELINE_INVALID: { exit: 2, about: 'the pipeline file cannot be read as a pipeline' },
-  SETTINGS_INVALID: { exit: 2, about: 'the loop settings file does not follow its schema' },
+  SETTINGS_INVALID: { exit: 2, about: 'the file of loop settings or issuers does not follow its schema' },
   FILE_UNREADABLE: { exit: 2, about: 'a file that was named cannot be read' },
   NOT_ROOT: { exit: 2, about: 'the operation needs root' },
   KERNEL_LACKS: { exit: 2, about: 'the kernel lacks a feature that is needed' },

@@ -1,4 +1,4 @@
-import { closeSync, existsSync, readFileSync } from 'node:fs'
+import { closeSync, existsSync, readFileSync, realpathSync } from 'node:fs'
 import { arch, constants, hostname, release } from 'node:os'
 import { ttlSeconds, memoryBytes, type Contract } from '../contract/schema.ts'
 import { contractDigest } from '../contract/write.ts'
@@ -77,11 +77,15 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
     cgroup = host.cgroups.createCell(id, limits)
     undo.push(() => host.cgroups.removeCell(id))
     prepared = await host.spawner.prepare(launchPlan(host.native, { ...request, cgroups: { v2: cgroup.v2, v1: cgroup.v1 } }))
-    undo.push(() => closeSync(prepared.pidfd), () => closeSync(prepared.netns), () => host.cgroups.killCell(id))
+    const { pidfd, netns, relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6 } = prepared
+    // The egress owns the sockets from the moment that it is asked to open, whether it can or not.
+    let sockets = [relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6].filter(fd => fd >= 0)
+    undo.push(() => { for (const fd of [pidfd, netns, ...sockets]) closeSync(fd) }, () => host.cgroups.killCell(id))
     await host.probes.addCell(cgroup.id, prepared.pid, request.apiHosts)
     undo.push(() => host.probes.removeCell(cgroup.id))
     relay = host.probes.attachRelay(prepared.netns, prepared.relay4, prepared.relay6)
     undo.push(() => host.probes.detachRelay(relay))
+    sockets = []
     egress = await openEgress({
       sockets: prepared, grants: contract.spec.authority.network, hosts: contract.spec.hosts, mode: contract.spec.mode,
       emit: body => log.append(body),
@@ -194,5 +198,7 @@ export function tlsLibraries(extra: readonly string[]): { path: string; flavour:
     { path: `${folder}/libssl.so.1.1`, flavour: 'openssl' as const },
     { path: `${folder}/libgnutls.so.30`, flavour: 'gnutls' as const },
   ])
-  return [...found, ...extra.map(path => ({ path, flavour: 'openssl' as const }))].filter(({ path }) => existsSync(path))
+  const there = [...found, ...extra.map(path => ({ path, flavour: 'openssl' as const }))].filter(({ path }) => existsSync(path))
+  // /lib is a link to /usr/lib on most systems: one library, one entry.
+  return [...new Map(there.map(library => [realpathSync(library.path), library])).values()]
 }

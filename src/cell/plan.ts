@@ -49,7 +49,9 @@ export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPla
     if (exec.length > 0) for (const path of interpreters) root.expose(path)
     for (const path of exec) if (path !== '*') root.expose(path)
     const folders = new Set(exec.filter(path => path !== '*' && !inside(path, WORKSPACE)).map(path => dirname(path)))
-    root.exposeLinks([...folders].filter(folder => existsSync(folder)))
+    // A program is also known by the links beside it ("sh" for "dash"), and by those of the top folder ("/bin" for "/usr/bin").
+    root.exposeLinks([...folders, '/etc'].filter(folder => existsSync(folder)))
+    root.exposeTopLinks()
     root.expose('/etc/ld.so.cache')
   } else {
     root.exposeHost()

@@ -21,6 +21,8 @@ export type RootBuilder = {
   exposeHost(): void
   /** Links in the given directories whose target is exposed ("sh" for "dash"). */
   exposeLinks(directories: Iterable<string>): void
+  /** Links of the top folder that lead to a folder that holds something shown ("/bin" for "/usr/bin"). */
+  exposeTopLinks(): void
   /** Whether a path of the host is shown, itself or through a directory above it. */
   shows(path: string): boolean
   mounts(): Mount[]
@@ -101,6 +103,15 @@ export function rootBuilder(asUser?: { uid: number; gid: number }): RootBuilder 
           const real = realpathOrNull(path)
           if (real !== null && covered(real)) expose(path)
         }
+      }
+    },
+    exposeTopLinks() {
+      const shown = [...binds.keys(), ...links.keys()]
+      for (const entry of readdirSync('/', { withFileTypes: true })) {
+        if (!entry.isSymbolicLink()) continue
+        const to = readlinkSync(`/${entry.name}`)
+        const folder = posix.resolve('/', to)
+        if (covered(folder) || shown.some(path => path.startsWith(`${folder}/`))) link(`/${entry.name}`, to)
       }
     },
     shows: path => covered(realpathOrNull(path) ?? path),

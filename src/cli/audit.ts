@@ -1,22 +1,21 @@
 import { writeFileSync } from 'node:fs'
 import type { Command } from 'commander'
 import { readLedger } from '../evidence/ledger.ts'
-import { allowParser } from '../pipeline/github/parser.ts'
 import { colour, print, printJson } from './io.ts'
 
 export function auditCommand(program: Command): void {
   program.command('audit')
     .description('what the pipeline files grant, and what evidence says of it')
     .argument('[path]', 'a workflow file, or a directory with .github/workflows', '.')
-    .option('--ledger DIR', 'verdicts of earlier runs: makes findings confirmed, closed or regressed')
+    .option('--ledger <dir>', 'verdicts of earlier runs: makes findings confirmed, closed or regressed')
     .option('--json', 'the report as JSON')
-    .option('--sarif FILE', 'write SARIF 2.1.0 here ("-": standard output)')
-    .option('--fail-on STATE', 'exit 1 if a finding has this state or a worse one: regressed, confirmed, open', 'regressed')
+    .option('--sarif <file>', 'write SARIF 2.1.0 here ("-": standard output)')
+    .option('--fail-on <state>', 'exit 1 if a finding has this state or a worse one: regressed, confirmed, open', 'regressed')
     .addHelpText('after', `
 States of a finding: open (static only), confirmed (measured and not used), closed (measured and narrowed),
 regressed (was closed, is back), unmeasured (a run was measured, but could not see this).`)
     .action(async (path: string, options) => {
-      allowParser()
+      // Imported here: the workflow parser takes longer to load than most commands take to run.
       const { audit } = await import('../audit/audit.ts')
       const { renderJson, renderSarif, renderText } = await import('../audit/forms.ts')
       const { readPipelines } = await import('../pipeline/read.ts')

@@ -9,12 +9,12 @@ import { DEFAULT_SOCKET } from '../daemon/private-daemon.ts'
 export function daemonCommand(program: Command): void {
   program.command('daemon')
     .description('run the host daemon in the foreground: owns cells, probes, credentials and evidence')
-    .option('--state DIR', 'evidence, signing key and feed token', '/var/lib/ambit')
-    .option('--socket PATH', 'control socket', DEFAULT_SOCKET)
-    .option('--group NAME', 'group that may use the control socket; without it only root may')
-    .option('--feed-port N', 'port of the evidence feed on 127.0.0.1; 0 takes a free one', '9466')
-    .option('--issuers FILE', 'YAML: where GitHub App tokens and secrets come from')
-    .option('--log-level LEVEL', 'trace, debug, info, warn, error', 'info')
+    .option('--state <dir>', 'evidence, signing key and feed token', '/var/lib/ambit')
+    .option('--socket <path>', 'control socket', DEFAULT_SOCKET)
+    .option('--group <name>', 'group that may use the control socket; without it only root may')
+    .option('--feed-port <n>', 'port of the evidence feed on 127.0.0.1; 0 takes a free one', '9466')
+    .option('--issuers <file>', 'YAML: where GitHub App tokens and secrets come from')
+    .option('--log-level <level>', 'trace, debug, info, warn, error', 'info')
     .addHelpText('after', `
 The feed's bearer token is in DIR/feed-token (mode 0600). SIGTERM ends every cell, seals its evidence and stops.`)
     .action(async options => {

@@ -63,11 +63,20 @@ function kernelChecks(landlock: number, cgroups: ReturnType<typeof openCgroups>)
   ]
 }
 
+/** Functions of one library that are in one state make one line: a page, not a list of symbols. */
 function hookChecks(hooks: readonly HookReport[]): Check[] {
-  return hooks.map(hook => ({
+  const grouped = new Map<string, { hook: HookReport; functions: string[] }>()
+  for (const hook of hooks) {
+    const [, library, name] = /^(uprobe\/[^:]+):(.+)$/.exec(hook.name) ?? []
+    const key = library === undefined ? hook.name : `${library} ${hook.state}`
+    const known = grouped.get(key)
+    if (known === undefined) grouped.set(key, { hook: library === undefined ? hook : { ...hook, name: library }, functions: name === undefined ? [] : [name] })
+    else if (name !== undefined && !known.functions.includes(name)) known.functions.push(name)
+  }
+  return [...grouped.values()].map(({ hook, functions }) => ({
     name: hook.name,
     state: hook.state === 'attached' ? 'ok' : hook.state === 'fallback' ? 'reduced' : 'missing',
-    found: hook.state + (hook.detail === undefined ? '' : `: ${hook.detail}`),
+    found: hook.state + (functions.length > 0 ? ` to ${functions.join(', ')}` : '') + (hook.detail === undefined ? '' : `: ${hook.detail}`),
     cost: hook.state === 'attached' ? '' : hook.state === 'fallback' ? `${hook.family} evidence comes by another way` : `${hook.family} evidence has a gap: verdicts that rest on it say unobservable`,
     remedy: hook.state === 'attached' || hook.state === 'fallback' ? '' : 'see the reason; a newer kernel, or one without lockdown, may take it',
   }))

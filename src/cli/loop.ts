@@ -1,22 +1,21 @@
 import type { Command } from 'commander'
 import { AmbitError } from '../errors.ts'
 import { openShow } from '../loop/show.ts'
-import { allowParser } from '../pipeline/github/parser.ts'
 import { colour, printJson } from './io.ts'
 
 export function loopCommand(program: Command): void {
   program.command('loop')
     .description('the whole loop for one job: audit, observe, verdict, narrow, enforce, attack, audit again')
     .argument('[path]', 'a directory with .github/workflows; it is copied, never changed (but see --apply)', '.')
-    .option('--job ID', 'the job, when there are several')
-    .option('--out DIR', 'keep contracts, evidence, ledger and diff here; a new directory under the system\'s temporary one otherwise')
+    .option('--job <id>', 'the job, when there are several')
+    .option('--out <dir>', 'keep contracts, evidence, ledger and diff here; a new directory under the system\'s temporary one otherwise')
     .option('--apply', 'write the narrowed workflow back')
     .option('--quiet', 'only headings and promises')
     .option('--json', 'a summary as JSON instead of the story')
     .addHelpText('after', `
 Runs jobs made of \`run:\` steps. Exit status 0 only if every promise that it prints held.`)
     .action(async (path: string, options) => {
-      allowParser()
+      // Imported here: the workflow parser takes longer to load than most commands take to run.
       const { loop } = await import('../loop/loop.ts')
       const show = openShow(text => { if (!options.json) process.stdout.write(text) }, colour(process.stdout), options.quiet === true)
       const out = await loop({ path, ...(options.job ? { job: options.job } : {}), ...(options.out ? { out: options.out } : {}), apply: options.apply === true, color: colour(process.stdout), show })

@@ -7,7 +7,6 @@ import { writeContract } from '../contract/write.ts'
 import { AmbitError } from '../errors.ts'
 import { readBundle } from '../evidence/bundle.ts'
 import { verifyBundle } from '../evidence/verify.ts'
-import { allowParser } from '../pipeline/github/parser.ts'
 import { readText } from '../text.ts'
 import { print } from './io.ts'
 
@@ -15,16 +14,16 @@ export function narrowCommand(program: Command): void {
   program.command('narrow')
     .description('the contract, and the workflow file, cut down to what the evidence shows was used')
     .argument('<bundle>', 'the directory that ambit run --evidence wrote')
-    .option('--contract FILE', 'narrow this contract instead of the one the cell ran under')
-    .option('--workflow FILE', 'narrow this GitHub workflow file as well')
-    .option('--job ID', 'the job in the workflow')
+    .option('--contract <file>', 'narrow this contract instead of the one the cell ran under')
+    .option('--workflow <file>', 'narrow this GitHub workflow file as well')
+    .option('--job <id>', 'the job in the workflow')
     .option('--diff', 'print unified diffs instead of the narrowed contract')
     .option('--write', 'change the named files in place')
     .addHelpText('after', `
 Nothing is ever widened, and a grant that could not be observed stays.
 Example: ambit narrow ev --workflow .github/workflows/build.yml --job build --diff | git apply`)
     .action(async (dir: string, options) => {
-      allowParser()
+      // Imported here: the workflow parser takes longer to load than most commands take to run.
       const { narrowWorkflow, unifiedDiff } = await import('../pipeline/narrow.ts')
       const verified = await verifyBundle(dir)
       if (!verified.valid) throw new AmbitError('EVIDENCE_INVALID', { attempted: `narrow by ${dir}`, why: verified.problems[0] ?? 'it does not verify', remedy: '`ambit verify` tells more; evidence that was changed narrows nothing' })

@@ -13,11 +13,11 @@ export function verdictCommand(program: Command): void {
   program.command('verdict')
     .description('declared against used, kind by kind, from a stored evidence bundle')
     .argument('<bundle>', 'the directory that ambit run --evidence wrote')
-    .option('--contract FILE', 'judge against this contract instead of the one the cell ran under')
+    .option('--contract <file>', 'judge against this contract instead of the one the cell ran under')
     .option('--json', 'the verdict as JSON')
     .option('--all', 'every row, nothing folded')
-    .option('--ledger DIR', 'add the verdict to this ledger, for the next audit')
-    .option('--fail-on OUTCOMES', 'exit 1 if a row has one of these outcomes (comma-separated: unused,denied,undeclared,unobservable)')
+    .option('--ledger <dir>', 'add the verdict to this ledger, for the next audit')
+    .option('--fail-on <outcomes>', 'exit 1 if a row has one of these outcomes (comma-separated: unused,denied,undeclared,unobservable)')
     .addHelpText('after', `
 Outcomes: used, unused, denied (tried, not declared, stopped), undeclared (done, not declared), and
 unobservable: the evidence cannot say. What was not observed is never called unused.`)

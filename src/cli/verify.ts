@@ -7,7 +7,7 @@ export function verifyCommand(program: Command): void {
   program.command('verify')
     .description('recompute an evidence bundle: chain, digests, signatures')
     .argument('<bundle>', 'the directory that ambit run --evidence wrote')
-    .option('--key FILE', 'public key (PEM) that must have signed; without it the bundle\'s own key is used, which proves integrity and not who signed')
+    .option('--key <file>', 'public key (PEM) that must have signed; without it the bundle\'s own key is used, which proves integrity and not who signed')
     .option('--json', 'the report as JSON')
     .action(async (dir: string, options) => {
       const report = await verifyBundle(dir, options.key === undefined ? {} : { publicKey: readText(options.key, 'the public key') })

@@ -3,7 +3,7 @@ import { dirname } from 'node:path'
 import { seccompPlan } from '../authority/syscall.ts'
 import { memoryBytes, type Contract } from '../contract/schema.ts'
 import type { LandlockAccess, LaunchPlan, Mount, NativeAddon } from '../native.ts'
-import { elfInterpreters, rootBuilder, type RootBuilder } from './root.ts'
+import { elfInterpreters, realpathOrNull, rootBuilder, type RootBuilder } from './root.ts'
 
 export const WORKSPACE = '/workspace'
 /** Where a cell finds what ambit hands it: the job's driver and secrets delivered by file. */
@@ -48,9 +48,11 @@ export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPla
     for (const path of read) root.expose(path)
     if (exec.length > 0) for (const path of interpreters) root.expose(path)
     for (const path of exec) if (path !== '*') root.expose(path)
+    const programs = new Set(exec.flatMap(path => [path, realpathOrNull(path)]))
     const folders = new Set(exec.filter(path => path !== '*' && !inside(path, WORKSPACE)).map(path => dirname(path)))
     // A program is also known by the links beside it ("sh" for "dash"), and by those of the top folder ("/bin" for "/usr/bin").
-    root.exposeLinks([...folders, '/etc'].filter(folder => existsSync(folder)))
+    root.exposeLinks([...folders].filter(folder => existsSync(folder)), real => programs.has(real))
+    root.exposeLinks(['/etc'], real => root.shows(real))
     root.exposeTopLinks()
     root.expose('/etc/ld.so.cache')
   } else {
@@ -84,7 +86,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPla
     hostname: 'cell',
     rootSizeBytes: 64 * MIB,
     mounts,
-    seccomp: native.buildSeccomp(seccompPlan(authority.syscall)),
+    seccomp: filterFor(native, authority.syscall),
     landlock: enforce && native.landlockAbi() > 0 ? { rules: landlockRules(read, write, exec, interpreters) } : null,
     rlimits: [
       { name: 'core', soft: 0, hard: 0 },
@@ -106,6 +108,20 @@ function writableTrees(write: readonly string[], root: RootBuilder): string[] {
     .filter(path => path !== '/' && !ownOfCell.some(own => inside(path, own)))
     .map(path => root.lead(path) ?? path)
   return [...new Set(trees)].filter(path => !trees.some(other => other !== path && inside(path, other)))
+}
+
+const filters = new Map<string, Buffer>()
+const KEPT_FILTERS = 64
+
+/** Compiling a filter takes ten times as long as building the rest of a cell, and jobs come back with the same one. */
+function filterFor(native: NativeAddon, declared: Contract['spec']['authority']['syscall']): Buffer {
+  const key = JSON.stringify(declared)
+  const known = filters.get(key)
+  if (known !== undefined) return known
+  const filter = native.buildSeccomp(seccompPlan(declared))
+  if (filters.size >= KEPT_FILTERS) filters.delete(filters.keys().next().value!)
+  filters.set(key, filter)
+  return filter
 }
 
 /** A second fence behind the root: the same grants, held by the kernel against the job itself. */

@@ -1,4 +1,4 @@
-import { lstatSync, readdirSync, readlinkSync, realpathSync, type Stats } from 'node:fs'
+import { lstatSync, readdirSync, readlinkSync, realpathSync, statSync, type Stats } from 'node:fs'
 import { dirname, join, posix } from 'node:path'
 import type { Mount } from '../native.ts'
 
@@ -19,8 +19,8 @@ export type RootBuilder = {
   lead(path: string): string | null
   /** Shows every top-level directory of the host but those that are the cell's own. */
   exposeHost(): void
-  /** Links in the given directories whose target is exposed ("sh" for "dash"). */
-  exposeLinks(directories: Iterable<string>): void
+  /** Links in the given directories that lead to a path for which `wanted` holds ("sh" for "dash"). */
+  exposeLinks(directories: Iterable<string>, wanted: (real: string) => boolean): void
   /** Links of the top folder that lead to a folder that holds something shown ("/bin" for "/usr/bin"). */
   exposeTopLinks(): void
   /** Whether a path of the host is shown, itself or through a directory above it. */
@@ -94,14 +94,12 @@ export function rootBuilder(asUser?: { uid: number; gid: number }): RootBuilder 
     expose,
     lead,
     exposeHost,
-    exposeLinks(directories) {
+    exposeLinks(directories, wanted) {
       for (const directory of directories) {
         if (covered(directory)) continue
-        for (const entry of readdirSync(directory, { withFileTypes: true })) {
-          if (!entry.isSymbolicLink()) continue
-          const path = join(directory, entry.name)
-          const real = realpathOrNull(path)
-          if (real !== null && covered(real)) expose(path)
+        for (const { path, real } of linksOf(directory)) {
+          // What is remembered only saves the look at the many that are not wanted.
+          if (wanted(real) && realpathOrNull(path) === real) expose(path)
         }
       }
     },
@@ -117,6 +115,23 @@ export function rootBuilder(asUser?: { uid: number; gid: number }): RootBuilder 
     shows: path => covered(realpathOrNull(path) ?? path),
     mounts: () => [...[...binds.values()].sort(byDepth), ...[...links.values()].filter(({ target }) => !covered(dirname(target)))],
   }
+}
+
+const remembered = new Map<string, { mtime: number; links: { path: string; real: string }[] }>()
+const REMEMBERED_DIRECTORIES = 64
+
+/** The links of a directory and where they led when it last changed: following the thousand of /usr/bin takes longer than building a cell. */
+function linksOf(directory: string): { path: string; real: string }[] {
+  const { mtimeMs } = statSync(directory)
+  const known = remembered.get(directory)
+  if (known?.mtime === mtimeMs) return known.links
+  const links = readdirSync(directory, { withFileTypes: true })
+    .filter(entry => entry.isSymbolicLink())
+    .map(entry => ({ path: join(directory, entry.name), real: realpathOrNull(join(directory, entry.name)) }))
+    .filter((one): one is { path: string; real: string } => one.real !== null)
+  if (remembered.size >= REMEMBERED_DIRECTORIES) remembered.delete(remembered.keys().next().value!)
+  remembered.set(directory, { mtime: mtimeMs, links })
+  return links
 }
 
 /** A directory before what lies in it. */
@@ -135,9 +150,9 @@ function lstatOrNull(path: string): Stats | null {
   }
 }
 
-function realpathOrNull(path: string): string | null {
+export function realpathOrNull(path: string): string | null {
   try {
-    return realpathSync(path)
+    return realpathSync.native(path)
   } catch {
     return null
   }

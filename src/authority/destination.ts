@@ -1,0 +1,112 @@
+import { isIP } from 'node:net'
+import ipaddr from 'ipaddr.js'
+import { z } from 'zod'
+
+type Address = ipaddr.IPv4 | ipaddr.IPv6
+
+/** Lower case, without the root's dot: how names are compared. */
+export function canonicalName(name: string): string {
+  return name.toLowerCase().replace(/\.$/, '')
+}
+
+/** RFC 1123 labels, and underscores, which many names in use have. What ends in a number is an old spelling of an address (WHATWG URL). */
+export function isName(name: string): boolean {
+  return name.length <= 253 && !/(^|\.)(\d+|0x[0-9a-f]*)$/.test(name) && name.split('.').every(label => /^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$/.test(label))
+}
+
+/** An IPv4-mapped address is the IPv4 address that it means. Null: no address. */
+function parseAddress(text: string): Address | null {
+  // ipaddr.js takes "10" and "0x7f.1" as inet_aton did; nobody means those.
+  return isIP(text) === 0 || text.includes('%') ? null : ipaddr.process(text)
+}
+
+/** One form for each address: lower case, shortest. Null: no address. */
+export function canonicalAddress(text: string): string | null {
+  return parseAddress(text)?.toString() ?? null
+}
+
+type Block = { base: Address; bits: number }
+
+function parseBlock(text: string): Block | null {
+  const [head, tail, more] = text.split('/') as [string, string?, string?]
+  const base = parseAddress(head)
+  if (base === null || more !== undefined) return null
+  const width = base.kind() === 'ipv4' ? 32 : 128
+  if (tail === undefined) return { base, bits: width }
+  const bits = /^\d{1,3}$/.test(tail) ? Number(tail) - (head.includes(':') && width === 32 ? 96 : 0) : -1
+  return bits >= 0 && bits <= width ? { base, bits } : null
+}
+
+function holds(outer: Block, address: Address): boolean {
+  return outer.base.kind() === address.kind() && address.match(outer.base as ipaddr.IPv4 & ipaddr.IPv6, outer.bits)
+}
+
+function canonicalHost(text: string): string | null {
+  if (text === '*') return text
+  const block = parseBlock(text.startsWith('[') && text.endsWith(']') ? text.slice(1, -1) : text)
+  if (block !== null) {
+    const network = block.base.kind() === 'ipv4' ? ipaddr.IPv4.networkAddressFromCIDR(`${block.base.toString()}/${block.bits}`) : ipaddr.IPv6.networkAddressFromCIDR(`${block.base.toString()}/${block.bits}`)
+    // A base with bits beyond the mask is more often a slip than a wish.
+    if (network.toString() !== block.base.toString()) return null
+    return text.includes('/') ? `${block.base.toString()}/${block.bits}` : block.base.toString()
+  }
+  const name = canonicalName(text)
+  return isName(name.startsWith('*.') ? name.slice(2) : name) ? name : null
+}
+
+export const host = z.string().transform((text, context) => {
+  const canonical = canonicalHost(text)
+  if (canonical === null) {
+    context.addIssue({ code: 'custom', message: 'must be a host name, "*.NAME" (every name below it), an IP address, a CIDR block without bits beyond its mask, or "*"', input: text })
+    return z.NEVER
+  }
+  return canonical
+})
+
+export const port = z.union([z.literal('*'), z.number().int().min(1).max(65535)], { error: 'must be a port from 1 to 65535, or "*"' })
+
+export type Grant = { host: string; port: number | '*' }
+/** Where a connection went. `name`: canonical; null: none was told, or it was none that a grant could hold. */
+export type Destination = { name: string | null; address: string | null; port: number }
+
+/** `*.example.com` is every name below example.com, at any depth, and not example.com itself. */
+function nameMatches(pattern: string, name: string): boolean {
+  return pattern === name || (pattern.startsWith('*.') && name.length >= pattern.length && name.endsWith(pattern.slice(1)))
+}
+
+export type Matcher = (destination: Destination) => boolean
+
+/** Whether a grant stands for a destination: the part of the rule that the relay applies to its own view (src/network/policy.ts). */
+export function matcherOf(grant: Grant): Matcher {
+  const fits = (destination: Destination): boolean => grant.port === '*' || grant.port === destination.port
+  if (grant.host === '*') return fits
+  const block = parseBlock(grant.host)
+  if (block === null) return destination => fits(destination) && destination.name !== null && nameMatches(grant.host, destination.name)
+  return destination => {
+    const address = fits(destination) && destination.address !== null ? parseAddress(destination.address) : null
+    return address !== null && holds(block, address)
+  }
+}
+
+/** Stands for more than one host. */
+export function isBroad({ host: where }: Grant): boolean {
+  return where.startsWith('*') || where.includes('/')
+}
+
+/** Every destination that `inner` stands for, `outer` stands for too. */
+export function grantWithin(inner: Grant, outer: Grant): boolean {
+  if (outer.port !== '*' && outer.port !== inner.port) return false
+  if (outer.host === '*' || outer.host === inner.host) return true
+  if (inner.host === '*') return false
+  const [small, large] = [parseBlock(inner.host), parseBlock(outer.host)]
+  if (small !== null || large !== null) return small !== null && large !== null && small.bits >= large.bits && holds(large, small.base)
+  return outer.host.startsWith('*.') && (inner.host.startsWith('*.') ? nameMatches(outer.host, inner.host.slice(2)) : nameMatches(outer.host, inner.host))
+}
+
+export function grantText({ host: where, port: at }: Grant): string {
+  return `${where.includes(':') ? `[${where}]` : where}:${at}`
+}
+
+export function isLoopback(address: string): boolean {
+  return parseAddress(address)?.range() === 'loopback'
+}

@@ -1,0 +1,145 @@
+import { posix } from 'node:path'
+import { z } from 'zod'
+import type { Coverage } from '../evidence/coverage.ts'
+import type { Access, EvidenceEvent, ProcessRef } from '../evidence/records.ts'
+import type { AuthorityKind, Comparison, Outcome } from './kind.ts'
+import { cellsOwn, covers, gathered, generalised, grantable, grantedPath, inside, outermost, pathUnknown } from './paths.ts'
+import { compareText, counted, repeated, some, who } from './words.ts'
+
+const paths = z.array(grantedPath).default([]).superRefine((list, context) => {
+  const twice = repeated(list)
+  if (twice !== undefined) context.addIssue({ code: 'custom', message: `${twice} is listed twice`, path: [list.lastIndexOf(twice)], input: list })
+})
+const schema = z.strictObject({
+  read: paths.describe('absolute paths that may be read, each with all that lies below it; "/" is everything a cell can show'),
+  write: paths.describe('absolute paths that may be read, changed and made, each with all that lies below it'),
+}).prefault({})
+
+type Declared = z.infer<typeof schema>
+type Right = 'read' | 'write'
+type Act = { count: number; first: ProcessRef }
+type Failure = Act & { errno: string }
+type Used = {
+  done: Record<Right, Map<string, Act>>
+  /** Paths that were made, not only written. */
+  created: Set<string>
+  failed: Record<Right, Map<string, Failure>>
+  /** Opened, but under a path that the probes could not read. */
+  unknown: number
+}
+
+/** Errors by which a cell withholds: not there, not permitted, not writable. Others are the file's own affair. */
+const WITHHELD = new Set(['EACCES', 'EPERM', 'EROFS'])
+
+function rights(access: Access): Right[] {
+  return access === 'readwrite' ? ['read', 'write'] : [access]
+}
+
+function note(acts: Map<string, Act>, path: string, process: ProcessRef): void {
+  const act = acts.get(path)
+  if (act === undefined) acts.set(path, { count: 1, first: process })
+  else act.count++
+}
+
+/** Whoever may write below a path may read there: so the cell's mounts and Landlock rules have it. */
+function allows(declared: Declared, right: Right, path: string): boolean {
+  return covers(declared.write, path) || (right === 'read' && covers(declared.read, path))
+}
+
+function gapOf(used: Used, coverage: Coverage): string | undefined {
+  return coverage.gaps('file')[0] ?? (used.unknown > 0 ? `${counted(used.unknown, 'file was', 'files were')} opened under paths that could not be read` : undefined)
+}
+
+/** Files of the host that the cell may read or write. What the cell makes for itself is not authority. */
+export const filesystem: AuthorityKind<Declared, Used> = {
+  name: 'filesystem',
+  schema,
+  fromJob: () => ({ read: ['/'], write: ['/workspace', '/tmp'] }),
+  nothingUsed: () => ({ done: { read: new Map(), write: new Map() }, created: new Set(), failed: { read: new Map(), write: new Map() }, unknown: 0 }),
+
+  observe(event: EvidenceEvent, used) {
+    if (event.type === 'file') {
+      if (pathUnknown(event.path)) used.unknown++
+      if (cellsOwn(event.path) || !grantable(event.path)) return
+      for (const right of rights(event.access)) note(used.done[right], event.path, event.process)
+      if (event.created) used.created.add(event.path)
+    }
+    if (event.type === 'file.failed') {
+      if (!event.path.startsWith('/') || cellsOwn(event.path)) return
+      const writes = event.access !== 'read'
+      // A new file is not on the host either: that making it was refused says enough.
+      if (!(event.onHost && (event.errno === 'ENOENT' || WITHHELD.has(event.errno))) && !(writes && WITHHELD.has(event.errno))) return
+      const failures = used.failed[writes ? 'write' : 'read']
+      const known = failures.get(event.path)
+      if (known === undefined) failures.set(event.path, { count: 1, first: event.process, errno: event.errno })
+      else known.count++
+    }
+  },
+
+  compare(declared, used, coverage) {
+    const gap = gapOf(used, coverage)
+    const rows: Comparison[] = []
+    for (const right of ['read', 'write'] as const) {
+      for (const grant of declared[right]) rows.push(grantRow(right, grant, used, gap))
+    }
+    for (const right of ['read', 'write'] as const) rows.push(...undeclaredRows(declared, right, used))
+    for (const right of ['read', 'write'] as const) {
+      for (const [path, failure] of [...used.failed[right]].sort(byName)) {
+        if (allows(declared, right, path)) continue
+        rows.push({ grant: `${right} ${path}`, outcome: 'denied', declared: false, count: failure.count, proof: `${failure.errno} for ${who(failure.first)}` })
+      }
+    }
+    return rows
+  },
+
+  narrow(declared, used, coverage) {
+    if (gapOf(used, coverage) !== undefined) return declared
+    const written = [...used.done.write.keys()].filter(path => allows(declared, 'write', path))
+    const write = gathered(written.map(path => {
+      const held = outermost(declared.write.filter(grant => inside(path, grant)))[0]!
+      const own = generalised(path)
+      if (own !== path) return inside(own, held) ? own : held
+      // What the job makes is not there when the next cell is built: the grant must name a place that is.
+      if (!used.created.has(path)) return path
+      return held === '/' ? posix.dirname(path) : held
+    }), folder => covers(declared.write, folder))
+    const all = [...declared.read, ...declared.write]
+    const seen = [...used.done.read.keys()].filter(path => covers(all, path) && !covers(write, path))
+    const read = gathered(seen.map(path => {
+      const own = generalised(path)
+      return covers(all, own) ? own : outermost(all.filter(grant => inside(path, grant)))[0]!
+    }), folder => covers(all, folder))
+    return { read, write }
+  },
+
+  within: (inner, outer) => inner.read.every(path => allows(outer, 'read', path)) && inner.write.every(path => allows(outer, 'write', path)),
+}
+
+function byName(a: readonly [string, unknown], b: readonly [string, unknown]): number {
+  return compareText(a[0], b[0])
+}
+
+function grantRow(right: Right, grant: string, used: Used, gap: string | undefined): Comparison {
+  const below = (acts: Map<string, Act>): [string, Act][] => [...acts].filter(([path]) => inside(path, grant))
+  const done = below(used.done[right])
+  const row = (outcome: Outcome, count: number, proof: string): Comparison => ({ grant: `${right} ${grant}`, outcome, declared: true, count, proof })
+  if (done.length > 0) {
+    const [path, { first }] = done[0]!
+    return row('used', done.reduce((sum, [, act]) => sum + act.count, 0), `${counted(done.length, 'path')}, first ${path} by ${who(first)}`)
+  }
+  if (gap !== undefined) return row('unobservable', 0, gap)
+  const failed = below(used.failed[right]) as [string, Failure][]
+  if (failed.length > 0) return row('unused', 0, `tried and failed: ${some(failed.map(([path, { errno }]) => `${path} (${errno})`), 2)}`)
+  if (right === 'write' && below(used.done.read).length > 0) return row('unused', 0, 'only read was used')
+  return row('unused', 0, 'no file below it was opened')
+}
+
+function undeclaredRows(declared: Declared, right: Right, used: Used): Comparison[] {
+  const acts = [...used.done[right]].filter(([path]) => !allows(declared, right, path))
+  return gathered(acts.map(([path]) => generalised(path)), () => true).map(folder => {
+    const below = acts.filter(([path]) => inside(path, folder))
+    const [path, { first }] = below[0]!
+    const count = below.reduce((sum, [, act]) => sum + act.count, 0)
+    return { grant: `${right} ${folder}`, outcome: 'undeclared', declared: false, count, proof: `${counted(below.length, 'path')}, first ${path} by ${who(first)}` }
+  })
+}

@@ -1,0 +1,104 @@
+import { constants } from 'node:os'
+import type { SeccompPlan } from '../native.ts'
+import { PRIVILEGED } from './syscall-profiles.ts'
+
+type Rule = SeccompPlan['rules'][number]
+type Condition = NonNullable<Rule['args']>[number]
+
+const LOW_32 = 0xffff_ffffn
+const eq = (index: number, value: number): Condition => ({ index, op: 'eq', value: BigInt(value) })
+const masked = (index: number, mask: bigint, value: bigint): Condition => ({ index, op: 'masked-eq', value, mask })
+
+/** CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (include/uapi/linux/sched.h). CLONE_NEWTIME is not for clone(2). */
+const CLONE_NEW = 0x7e02_0000n
+
+const AF_UNIX = 1
+const AF_INET = 2
+const AF_INET6 = 10
+const AF_NETLINK = 16
+const NETLINK_ROUTE = 0
+const SOCK_TYPE = 0xfn
+const SOCK_STREAM = 1n
+const SOCK_DGRAM = 2n
+const SOCK_RAW = 3n
+/** By kind of socket: the default, TCP and MPTCP; the default, UDP, and the echo sockets of ping. Not DCCP, SCTP, UDP-Lite or SMC, which load modules. */
+const PROTOCOLS: readonly (readonly [type: bigint, protocols: readonly number[]])[] = [[SOCK_STREAM, [0, 6, 262]], [SOCK_DGRAM, [0, 1, 17, 58]]]
+
+/** Pushing input into the terminal that the caller reads (CVE-2017-5226, CVE-2023-28100), and line disciplines, which load modules. */
+const TIOCSTI = 0x5412
+const TIOCLINUX = 0x541c
+const TIOCSETD = 0x5423
+const REFUSED_IOCTLS = [TIOCSTI, TIOCLINUX, TIOCSETD]
+
+/** Plain Linux, its 32-bit view, the same with UNAME26, and the question which one it is: as container engines have it. No READ_IMPLIES_EXEC, no ADDR_NO_RANDOMIZE. */
+const PERSONALITIES = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff]
+
+/** Calls that are allowed with some arguments only, and those arguments: one list of conditions for each way. */
+export const LIMITED: ReadonlyMap<string, readonly (readonly Condition[])[]> = new Map([
+  ['clone', [[masked(0, CLONE_NEW, 0n)]]],
+  ['socket', [
+    [eq(0, AF_UNIX)],
+    [eq(0, AF_NETLINK), eq(2, NETLINK_ROUTE)],
+    ...[AF_INET, AF_INET6].flatMap(family => PROTOCOLS.flatMap(([type, protocols]) => protocols.map(protocol => [eq(0, family), masked(1, SOCK_TYPE, type), eq(2, protocol)]))),
+  ]],
+  ['socketpair', [[eq(0, AF_UNIX)]]],
+  // The kernel looks at the low half of the request only, so must the filter (CVE-2019-10063). The low 16 bits are type and
+  // number; no request shares them with one of these, and half as many bits make half as many rules.
+  ['ioctl', everyOther(REFUSED_IOCTLS, 16).map(({ mask, value }) => [masked(1, mask, value)])],
+  ['personality', PERSONALITIES.map(value => [masked(0, LOW_32, BigInt(value))])],
+])
+
+/**
+ * All numbers but the given ones, by their low bits, as masks and values. An allow list has no "not equal under a mask": it is spelt
+ * out as, at each bit where the numbers' tree does not go on, the branch that leaves it.
+ */
+export function everyOther(numbers: readonly number[], bits: number): { mask: bigint; value: bigint }[] {
+  const out: { mask: bigint; value: bigint }[] = []
+  const walk = (bit: number, mask: bigint, value: bigint, left: readonly bigint[]): void => {
+    if (left.length === 0) {
+      out.push({ mask, value })
+      return
+    }
+    if (bit < 0) return
+    const here = 1n << BigInt(bit)
+    walk(bit - 1, mask | here, value, left.filter(number => (number & here) === 0n))
+    walk(bit - 1, mask | here, value | here, left.filter(number => (number & here) !== 0n))
+  }
+  walk(bits - 1, 0n, 0n, numbers.map(BigInt))
+  return out
+}
+
+/**
+ * What the limited calls say to other arguments, where programs know an answer: libaudit, for one, gives up on ENOSYS from
+ * socket and takes the others for a kernel without auditing. What is not listed gets the default.
+ */
+function answers(): { name: string; errno: number; args: Condition[] }[] {
+  const { EPERM, EAFNOSUPPORT, EPROTONOSUPPORT, EOPNOTSUPP } = constants.errno
+  const families = Array.from({ length: AF_NETLINK }, (_, family) => family).filter(family => ![AF_UNIX, AF_INET, AF_INET6].includes(family))
+  const bits = Array.from({ length: 32 }, (_, bit) => 1n << BigInt(bit)).filter(bit => (CLONE_NEW & bit) !== 0n)
+  return [
+    ...bits.map(bit => ({ name: 'clone', errno: EPERM, args: [masked(0, bit, bit)] })),
+    ...families.map(family => ({ name: 'socket', errno: EAFNOSUPPORT, args: [eq(0, family)] })),
+    { name: 'socket', errno: EAFNOSUPPORT, args: [{ index: 0, op: 'gt', value: BigInt(AF_NETLINK) }] },
+    { name: 'socket', errno: EPROTONOSUPPORT, args: [eq(0, AF_NETLINK), { index: 2, op: 'ne', value: BigInt(NETLINK_ROUTE) }] },
+    ...[AF_INET, AF_INET6].map(family => ({ name: 'socket', errno: EPERM, args: [eq(0, family), masked(1, SOCK_TYPE, SOCK_RAW)] })),
+    { name: 'socketpair', errno: EOPNOTSUPP, args: [{ index: 0, op: 'ne', value: BigInt(AF_UNIX) }] },
+    ...REFUSED_IOCTLS.map(request => ({ name: 'ioctl', errno: EPERM, args: [masked(1, 0xffffn, BigInt(request))] })),
+  ]
+}
+
+/**
+ * The filter for a set of allowed calls. What it does not allow gets ENOSYS, as a kernel without the call would say: C
+ * libraries then fall back to an older call (clone3, openat2, faccessat2). Only what every kernel has and programs know as
+ * privileged gets EPERM, so that their messages are the right ones.
+ */
+export function filterPlan(allowed: ReadonlySet<string>): SeccompPlan {
+  const free = [...allowed].filter(name => !LIMITED.has(name))
+  const rules: Rule[] = [{ names: free, action: 'allow' }]
+  for (const [name, ways] of LIMITED) {
+    if (allowed.has(name)) rules.push(...ways.map((args): Rule => ({ names: [name], action: 'allow', args: [...args] })))
+  }
+  for (const { name, errno, args } of answers()) if (allowed.has(name)) rules.push({ names: [name], action: { errno }, args })
+  const refused = PRIVILEGED.filter(name => !allowed.has(name))
+  return { defaultErrno: constants.errno.ENOSYS, rules: [...rules, { names: refused, action: { errno: constants.errno.EPERM } }] }
+}

@@ -1,0 +1,90 @@
+import t from 'tap'
+import { network } from '../../src/authority/network.ts'
+import type { EvidenceBody } from '../../src/evidence/records.ts'
+import { connect, coverage, dns, flow } from './evidence.ts'
+
+type Raw = { host: string; port: number | '*' }[]
+const used = (events: EvidenceBody[]) => {
+  const all = network.nothingUsed()
+  for (const event of events) network.observe(event, all)
+  return all
+}
+const rows = (declared: Raw, events: EvidenceBody[], seen = coverage()) => network.compare(network.schema.parse(declared), used(events), seen).map(row => `${row.grant}: ${row.outcome}`)
+const narrow = (declared: Raw, events: EvidenceBody[]) => network.narrow(network.schema.parse(declared), used(events), coverage())
+const hit = (host: string, name: string | null, address = '198.51.100.7'): boolean => rows([{ host, port: 443 }], [flow(name, 443, { address })])[0] === `${host.includes(':') ? `[${host}]` : host}:443: used`
+
+t.test('names match as names', async t => {
+  t.ok(hit('*.example.com', 'a.example.com'))
+  t.ok(hit('*.example.com', 'b.a.example.com'))
+  t.notOk(hit('*.example.com', 'example.com'))
+  t.notOk(hit('*.example.com', 'evil-example.com'))
+  t.notOk(hit('example.com', 'a.example.com'))
+  t.notOk(hit('example.com', 'example.com.evil.test'))
+  t.ok(hit('example.com', 'EXAMPLE.COM.'), 'case and the last dot say nothing')
+  t.same(network.schema.parse([{ host: 'Example.COM.', port: 443 }]), [{ host: 'example.com', port: 443 }])
+  t.notOk(hit('example.com', null), 'an address alone is no name')
+})
+
+t.test('addresses match as addresses', async t => {
+  t.ok(hit('198.51.100.0/24', null))
+  t.notOk(hit('198.51.101.0/24', null))
+  t.ok(hit('2001:db8::/32', null, '2001:0DB8:0:0::1'))
+  t.ok(hit('198.51.100.7', null, '::ffff:198.51.100.7'), 'a mapped address is the one it means')
+  t.notOk(hit('2001:db8::/32', null))
+  t.same(network.schema.parse([{ host: '[2001:DB8:0::1]', port: '*' }]), [{ host: '2001:db8::1', port: '*' }])
+})
+
+t.test('ports are numbers or all', async t => {
+  t.same(rows([{ host: 'a.test', port: 80 }], [flow('a.test', 443)]), ['a.test:80: unused', 'a.test:443: undeclared'])
+  t.same(rows([{ host: 'a.test', port: '*' }], [flow('a.test', 443)]), ['a.test:*: used'])
+  for (const port of [0, 65536, 1.5, '443', null, -1]) t.notOk(network.schema.safeParse([{ host: 'a.test', port }]).success, `port ${port}`)
+  for (const host of ['', 'a b', 'http://a.test', 'a.test:443', '*a.test', 'a.*.test', '**', '10.0.0.1/8', '10.0.0.0/33', '-a.test', '1.2.3', '0x7f.1', 'ä.test', 'a..b', `${'a'.repeat(64)}.test`, '10.0.0.0/8/8']) {
+    t.notOk(network.schema.safeParse([{ host, port: 443 }]).success, `host ${JSON.stringify(host)}`)
+  }
+  t.notOk(network.schema.safeParse([{ host: 'a.test', port: 1 }, { host: 'A.TEST', port: 1 }]).success, 'twice the same')
+})
+
+t.test('what was tried and stopped is denied', async t => {
+  t.same(rows([], [flow('evil.test', 443, { decision: 'refused', reason: 'not declared' })]), ['evil.test:443: denied'])
+  t.same(rows([], [dns('evil.test', 'refused')]), ['evil.test: denied'])
+  t.same(rows([], [dns('a.test', 'allowed', ['198.51.100.7']), dns('a.test', 'refused', [], 'no answer for AAAA')]), [], 'a name that was answered was not withheld')
+  t.same(rows([], [connect('203.0.113.5', 22)]), ['203.0.113.5:22: denied'])
+  t.same(rows([], [connect('127.0.0.1', 22), connect('::1', 22), connect('203.0.113.5', 53, 'udp')]), [], 'the cell itself, and address sorting')
+  t.same(rows([], [connect('198.51.100.7', 443), flow('a.test', 443)]), ['a.test:443: undeclared'], 'what the relay saw is told once')
+  const [row] = network.compare(network.schema.parse([{ host: 'a.test', port: 443 }]), used([flow('a.test', 443, { decision: 'refused', reason: 'the name leads elsewhere' })]), coverage()).slice(1)
+  t.match(row, { outcome: 'denied', declared: true, proof: /leads elsewhere/ }, 'declared, and refused all the same')
+})
+
+t.test('a declared destination that was tried and never reached is kept', async t => {
+  const tried = [dns('a.test', 'allowed', ['203.0.113.5']), connect('203.0.113.5', 443)]
+  t.same(rows([{ host: 'a.test', port: 443 }], tried), ['a.test:443: used'])
+  t.same(narrow([{ host: 'a.test', port: 443 }], tried), [{ host: 'a.test', port: 443 }])
+})
+
+t.test('"*" narrows to where the job went', async t => {
+  t.same(narrow([{ host: '*', port: '*' }], [flow('b.test', 443), flow('a.test', 80), flow(null, 25, { address: '203.0.113.5' }), flow('c.test', 443, { decision: 'refused' })]),
+    [{ host: '203.0.113.5', port: 25 }, { host: 'a.test', port: 80 }, { host: 'b.test', port: 443 }])
+  t.same(narrow([{ host: '*.test', port: '*' }], [flow('b.a.test', 443)]), [{ host: '*.test', port: 443 }], 'a family of names stays: its members change from run to run')
+  t.same(narrow([{ host: '*', port: '*' }], [flow('bad name\u001b', 443)]), [{ host: '198.51.100.7', port: 443 }], 'a name that no grant can hold is none')
+})
+
+t.test('a pipeline file gets what it can say', async t => {
+  t.same(network.toJob!([{ host: 'a.test', port: 443 }]), { egress: [{ host: 'a.test', port: 443 }] })
+  t.same(network.toJob!([]), { egress: [] })
+  t.same(network.toJob!([{ host: '*', port: 443 }]), {})
+  const job = { tokenPermissions: {}, oidc: false, secrets: [], egress: null }
+  t.same(network.fromJob(job), [{ host: '*', port: '*' }], 'no limit in the file is no limit')
+  t.same(network.fromJob({ ...job, egress: [] }), [])
+})
+
+t.test('one grant stands for another', async t => {
+  const within = (inner: Raw, outer: Raw): boolean => network.within(network.schema.parse(inner), network.schema.parse(outer))
+  t.ok(within([{ host: 'a.example.com', port: 1 }], [{ host: '*.example.com', port: '*' }]))
+  t.ok(within([{ host: '*.a.example.com', port: 1 }], [{ host: '*.example.com', port: 1 }]))
+  t.notOk(within([{ host: '*.example.com', port: 1 }], [{ host: '*.a.example.com', port: 1 }]))
+  t.notOk(within([{ host: 'example.com', port: 1 }], [{ host: '*.example.com', port: 1 }]))
+  t.ok(within([{ host: '10.1.0.0/16', port: 1 }], [{ host: '10.0.0.0/8', port: 1 }]))
+  t.notOk(within([{ host: '10.0.0.0/8', port: 1 }], [{ host: '10.1.0.0/16', port: 1 }]))
+  t.notOk(within([{ host: '*', port: 1 }], [{ host: '0.0.0.0/0', port: 1 }]), 'all names is more than all IPv4 addresses')
+  t.notOk(within([{ host: 'a.test', port: '*' }], [{ host: 'a.test', port: 1 }]))
+})

@@ -87,6 +87,29 @@ function answers(): { name: string; errno: number; args: Condition[] }[] {
   ]
 }
 
+/** S_ISUID and S_ISGID of inode(7), each by itself: a mode may hold either. */
+const SET_ID_BITS = [0o4000n, 0o2000n]
+/** O_CREAT, and the bit of O_TMPFILE that O_DIRECTORY does not share (include/uapi/asm-generic/fcntl.h). */
+const CREATING = [0o100n, 0o20_000_000n]
+/** Calls that give a file its mode: the argument that holds it and, where the mode counts only sometimes, the one that holds the flags. */
+const MODES: readonly { name: string; mode: number; flags?: number }[] = [
+  { name: 'chmod', mode: 1 }, { name: 'fchmod', mode: 1 }, { name: 'fchmodat', mode: 2 }, { name: 'fchmodat2', mode: 2 },
+  { name: 'creat', mode: 1 }, { name: 'mknod', mode: 1 }, { name: 'mknodat', mode: 2 },
+  { name: 'open', mode: 2, flags: 1 }, { name: 'openat', mode: 3, flags: 2 },
+]
+
+/**
+ * What a job leaves in the workspace belongs to whoever called ambit, root perhaps, and the mount's nosuid ends with the cell:
+ * no file may get a set-id bit. A call that only opens has no mode, and what lies in its place does not count.
+ */
+function setIdRefusals(): { name: string; errno: number; args: Condition[] }[] {
+  return MODES.flatMap(({ name, mode, flags }) => SET_ID_BITS.flatMap(bit => {
+    const wanted = masked(mode, bit, bit)
+    const ways = flags === undefined ? [[wanted]] : CREATING.map(creating => [masked(flags, creating, creating), wanted])
+    return ways.map(args => ({ name, errno: constants.errno.EPERM, args }))
+  }))
+}
+
 /**
  * The filter for a set of allowed calls. What it does not allow gets ENOSYS, as a kernel without the call would say: C
  * libraries then fall back to an older call (clone3, openat2, faccessat2). Only what every kernel has and programs know as
@@ -98,7 +121,7 @@ export function filterPlan(allowed: ReadonlySet<string>): SeccompPlan {
   for (const [name, ways] of LIMITED) {
     if (allowed.has(name)) rules.push(...ways.map((args): Rule => ({ names: [name], action: 'allow', args: [...args] })))
   }
-  for (const { name, errno, args } of answers()) if (allowed.has(name)) rules.push({ names: [name], action: { errno }, args })
+  for (const { name, errno, args } of [...answers(), ...setIdRefusals()]) if (allowed.has(name)) rules.push({ names: [name], action: { errno }, args })
   const refused = PRIVILEGED.filter(name => !allowed.has(name))
   return { defaultErrno: constants.errno.ENOSYS, rules: [...rules, { names: refused, action: { errno: constants.errno.EPERM } }] }
 }

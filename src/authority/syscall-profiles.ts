@@ -32,7 +32,7 @@ const MINIMAL = words(`
  * sets its clocks or keys, and io_uring, whose work neither the filter nor the evidence would see.
  */
 const BUILD_MORE = words(`
-  openat2 creat mkdir mkdirat mknod mknodat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat
+  creat mkdir mkdirat mknod mknodat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat
   chdir fchdir truncate ftruncate fallocate flock fsync fdatasync sync syncfs sync_file_range copy_file_range sendfile splice tee vmsplice
   chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes futimesat utimensat
   setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr removexattr lremovexattr fremovexattr
@@ -77,6 +77,7 @@ const OPTIONAL = words(`
 
 /** What no contract can grant, with the reason. */
 export const NEVER: ReadonlyMap<string, string> = new Map([
+  ['openat2', 'its mode lies in memory, where the filter cannot see whether it makes a set-user-id file; programs fall back to openat'],
   ['clone3', 'its flags lie in memory, where the filter cannot see whether it makes namespaces; C libraries fall back to clone'],
   ...['io_uring_setup', 'io_uring_enter', 'io_uring_register'].map(name => [name, 'what is asked through a ring passes neither the filter nor the evidence'] as const),
 ])
@@ -89,7 +90,7 @@ export const NAMES: ReadonlySet<string> = new Set([...PROFILES.build, ...PRIVILE
  * so a narrowed contract keeps the whole family, as far as it was declared.
  */
 export const FAMILIES: readonly (readonly string[])[] = [
-  'open openat openat2 creat',
+  'open openat creat',
   'stat lstat fstat newfstatat statx',
   'mkdir mkdirat', 'mknod mknodat', 'rmdir unlink unlinkat', 'rename renameat renameat2', 'link linkat', 'symlink symlinkat',
   'chdir fchdir', 'truncate ftruncate fallocate', 'fsync fdatasync sync syncfs sync_file_range', 'copy_file_range sendfile splice',

@@ -31,6 +31,12 @@ type Used = {
   refusals: Map<string, string>
 }
 
+/**
+ * What the kernel's own code behind a probed function calls (arch/x86/entry/syscalls/syscall_64.tbl: 335 and 336): the
+ * observer's doing, not the job's. A job that calls one by itself gets SIGILL or an error.
+ */
+const OF_PROBES = new Set(['uretprobe', 'uprobe'])
+
 /** Calls by the machine's own way in have plain names; a compat way in is a call of its own, which no contract grants. */
 function key({ arch, name, nr }: Pick<SyscallCount, 'arch' | 'nr' | 'name'>): string {
   const plain = name ?? `#${nr}`
@@ -66,6 +72,7 @@ export const syscall: AuthorityKind<Declared, Used> = {
     if (event.type === 'syscalls') {
       used.told = true
       for (const call of event.calls) {
+        if (call.name !== null && OF_PROBES.has(call.name)) continue
         const known = used.calls.get(key(call)) ?? { reached: 0, refused: 0 }
         used.calls.set(key(call), { reached: known.reached + call.succeeded + call.failed + call.unfinished, refused: known.refused + call.refused })
       }

@@ -99,6 +99,39 @@ t.test('what the cell writes into the workspace belongs to who asked for it', as
   t.equal(statSync(join(work, 'made.txt')).uid, 0)
 })
 
+t.test('no set-user-id file can be left in the workspace of whoever called, root perhaps', async t => {
+  const script = join(work, 'setid.py')
+  writeFileSync(script, `import os, sys
+made = []
+def attempt(name, act):
+    try:
+        act()
+        made.append(name)
+    except OSError as error:
+        print(name, error.strerror)
+open('chmod', 'w').close()
+attempt('chmod', lambda: os.chmod('chmod', 0o4755))
+attempt('fchmod', lambda: os.fchmod(os.open('fchmod', os.O_CREAT | os.O_WRONLY), 0o4755))
+attempt('open', lambda: os.open('open', os.O_CREAT | os.O_WRONLY, 0o4755))
+attempt('tmpfile', lambda: os.open('.', os.O_TMPFILE | os.O_WRONLY, 0o4755))
+attempt('mknod', lambda: os.mknod('mknod', 0o104755))
+attempt('setgid', lambda: os.chmod('chmod', 0o2755))
+print('made', *made)
+`)
+  const names = ['chmod', 'fchmod', 'open', 'mknod']
+  const clean = (): void => { for (const name of names) rmSync(join(work, name), { force: true }) }
+  const bare = spawnSync('python3', [script], { cwd: work, encoding: 'utf8' })
+  t.match(bare.stdout, /^made chmod fchmod open tmpfile mknod setgid$/m, 'bare')
+  t.ok(names.some(name => (statSync(join(work, name)).mode & 0o4000) !== 0))
+  clean()
+  const evidence = bundle()
+  const { stdout, stderr } = run(OPEN, ['python3', 'setid.py'], { evidence })
+  t.match(stdout, /^made$/m, stderr)
+  for (const name of readdirSync(work)) t.equal(statSync(join(work, name)).mode & 0o6000, 0, name)
+  t.ok(rows(evidence).some(row => row.kind === 'syscall' && row.outcome === 'denied' && row.grant.startsWith('chmod')))
+  clean()
+})
+
 t.test('a file outside the contract can be read bare, not in the cell, and the evidence says denied', async t => {
   const neighbour = mkdtempSync('/var/tmp/ambit-neighbour-')
   t.teardown(() => rmSync(neighbour, { recursive: true }))

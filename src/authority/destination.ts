@@ -66,7 +66,7 @@ export const host = z.string().transform((text, context) => {
 export const port = z.union([z.literal('*'), z.number().int().min(1).max(65535)], { error: 'must be a port from 1 to 65535, or "*"' })
 
 export type Grant = { host: string; port: number | '*' }
-/** Where a connection went. `name`: canonical; null: none was told, or it was none that a grant could hold. */
+/** Where a connection went, name and address in their canonical forms; null: none was told, or it was none that a grant could hold. */
 export type Destination = { name: string | null; address: string | null; port: number }
 
 /** `*.example.com` is every name below example.com, at any depth, and not example.com itself. */
@@ -82,6 +82,7 @@ export function matcherOf(grant: Grant): Matcher {
   if (grant.host === '*') return fits
   const block = parseBlock(grant.host)
   if (block === null) return destination => fits(destination) && destination.name !== null && nameMatches(grant.host, destination.name)
+  if (!isBroad(grant)) return destination => destination.address === grant.host && fits(destination)
   return destination => {
     const address = fits(destination) && destination.address !== null ? parseAddress(destination.address) : null
     return address !== null && holds(block, address)

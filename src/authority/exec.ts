@@ -22,12 +22,19 @@ type Used = {
   nameless: Map<string, Act>
   failed: Map<string, Act & { errno: string }>
   unknown: number
+  /** Granted paths that are links on the cell's host, and where they lead. */
+  links: Map<string, string>
 }
 
 function note<T extends Act>(acts: Map<string, T>, path: string, act: T): void {
   const known = acts.get(path)
   if (known === undefined) acts.set(path, act)
   else known.count++
+}
+
+/** What was executed by a grant, which may name a link. */
+function ranBy(grant: string, used: Used): Act | undefined {
+  return used.ran.get(grant) ?? used.ran.get(used.links.get(grant) ?? grant)
 }
 
 const any = (declared: Declared): boolean => declared.includes('*')
@@ -41,9 +48,10 @@ export const exec: AuthorityKind<Declared, Used> = {
   name: 'exec',
   schema,
   fromJob: () => ['*'],
-  nothingUsed: () => ({ ran: new Map(), nameless: new Map(), failed: new Map(), unknown: 0 }),
+  nothingUsed: () => ({ ran: new Map(), nameless: new Map(), failed: new Map(), unknown: 0, links: new Map() }),
 
   observe(event, used) {
+    if (event.type === 'cell.started') used.links = new Map(Object.entries(event.links ?? {}))
     if (event.type === 'exec') {
       const act = { count: 1, first: event.process }
       if (pathUnknown(event.path)) used.unknown++
@@ -68,10 +76,10 @@ export const exec: AuthorityKind<Declared, Used> = {
         rows.push(all.length === 0 ? unseen('*') : { grant: '*', outcome: 'used', declared: true, count: all.reduce((sum, act) => sum + act.count, 0), proof: `${counted(all.length, 'different program')}${used.nameless.size > 0 ? `, ${used.nameless.size} of them without a path` : ''}` })
         continue
       }
-      const act = used.ran.get(grant)
+      const act = ranBy(grant, used)
       rows.push(act === undefined ? unseen(grant) : { grant, outcome: 'used', declared: true, count: act.count, proof: ran(act) })
     }
-    const listed = new Set(declared)
+    const listed = new Set(declared.flatMap(path => [path, used.links.get(path) ?? path]))
     for (const [path, act] of sorted(used.ran)) {
       if (any(declared)) rows.push({ grant: path, outcome: 'used', declared: true, count: act.count, proof: `${ran(act)}, by "*"` })
       else if (!listed.has(path)) rows.push({ grant: path, outcome: 'undeclared', declared: false, count: act.count, proof: ran(act) })
@@ -87,7 +95,7 @@ export const exec: AuthorityKind<Declared, Used> = {
 
   narrow(declared, used, coverage) {
     if (gapOf(used, coverage) !== undefined) return declared
-    if (!any(declared)) return declared.filter(path => used.ran.has(path))
+    if (!any(declared)) return declared.filter(path => ranBy(path, used) !== undefined)
     // No list can name what has no path.
     return used.nameless.size > 0 ? declared : [...used.ran.keys()].sort(compareText)
   },

@@ -18,6 +18,7 @@ const schema = z.strictObject({
 type Declared = z.infer<typeof schema>
 type Right = 'read' | 'write'
 type Act = { count: number; first: ProcessRef }
+type Links = ReadonlyMap<string, string>
 type Failure = Act & { errno: string }
 type Used = {
   done: Record<Right, Map<string, Act>>
@@ -26,6 +27,8 @@ type Used = {
   failed: Record<Right, Map<string, Failure>>
   /** Opened, but under a path that the probes could not read. */
   unknown: number
+  /** Granted paths that are links on the cell's host, and where they lead. */
+  links: Links
 }
 
 /** Errors by which a cell withholds: not there, not permitted, not writable. Others are the file's own affair. */
@@ -41,9 +44,21 @@ function note(acts: Map<string, Act>, path: string, process: ProcessRef): void {
   else act.count++
 }
 
+/** A grant, and where it leads. */
+function places(grant: string, links: Links): string[] {
+  const real = links.get(grant)
+  return real === undefined ? [grant] : [grant, real]
+}
+
+/** The widest grants that a path is under, by their own names or by where they lead. */
+function holding(grants: readonly string[], path: string, links: Links): string[] {
+  return outermost(grants.filter(grant => covers(places(grant, links), path)))
+}
+
 /** Whoever may write below a path may read there: so the cell's mounts and Landlock rules have it. */
-function allows(declared: Declared, right: Right, path: string): boolean {
-  return covers(declared.write, path) || (right === 'read' && covers(declared.read, path))
+function allows(declared: Declared, right: Right, path: string, links: Links): boolean {
+  const grants = right === 'read' ? [...declared.write, ...declared.read] : declared.write
+  return grants.some(grant => covers(places(grant, links), path))
 }
 
 function gapOf(used: Used, coverage: Coverage): string | undefined {
@@ -55,9 +70,10 @@ export const filesystem: AuthorityKind<Declared, Used> = {
   name: 'filesystem',
   schema,
   fromJob: () => ({ read: ['/'], write: ['/workspace', '/tmp'] }),
-  nothingUsed: () => ({ done: { read: new Map(), write: new Map() }, created: new Set(), failed: { read: new Map(), write: new Map() }, unknown: 0 }),
+  nothingUsed: () => ({ done: { read: new Map(), write: new Map() }, created: new Set(), failed: { read: new Map(), write: new Map() }, unknown: 0, links: new Map() }),
 
   observe(event: EvidenceEvent, used) {
+    if (event.type === 'cell.started') used.links = new Map(Object.entries(event.links ?? {}))
     if (event.type === 'file') {
       if (pathUnknown(event.path)) used.unknown++
       if (cellsOwn(event.path) || !grantable(event.path)) return
@@ -85,7 +101,7 @@ export const filesystem: AuthorityKind<Declared, Used> = {
     for (const right of ['read', 'write'] as const) rows.push(...undeclaredRows(declared, right, used))
     for (const right of ['read', 'write'] as const) {
       for (const [path, failure] of [...used.failed[right]].sort(byName)) {
-        if (allows(declared, right, path)) continue
+        if (allows(declared, right, path, used.links)) continue
         rows.push({ grant: `${right} ${path}`, outcome: 'denied', declared: false, count: failure.count, proof: `${failure.errno} for ${who(failure.first)}` })
       }
     }
@@ -94,9 +110,12 @@ export const filesystem: AuthorityKind<Declared, Used> = {
 
   narrow(declared, used, coverage) {
     if (gapOf(used, coverage) !== undefined) return declared
-    const written = [...used.done.write.keys()].filter(path => allows(declared, 'write', path))
+    const { links } = used
+    const written = [...used.done.write.keys()].filter(path => allows(declared, 'write', path, links))
     const write = gathered(written.map(path => {
-      const held = outermost(declared.write.filter(grant => inside(path, grant)))[0]!
+      const held = holding(declared.write, path, links)[0]!
+      // No path below a link's target lies, by its name, within the grant: the grant stays as it is written.
+      if (!covers(declared.write, path)) return held
       const own = generalised(path)
       if (own !== path) return inside(own, held) ? own : held
       // What the job makes is not there when the next cell is built: the grant must name a place that is.
@@ -104,15 +123,17 @@ export const filesystem: AuthorityKind<Declared, Used> = {
       return held === '/' ? posix.dirname(path) : held
     }), folder => covers(declared.write, folder))
     const all = [...declared.read, ...declared.write]
-    const seen = [...used.done.read.keys()].filter(path => covers(all, path) && !covers(write, path))
+    const kept = write.flatMap(grant => places(grant, links))
+    const seen = [...used.done.read.keys()].filter(path => allows(declared, 'read', path, links) && !covers(kept, path))
     const read = gathered(seen.map(path => {
+      if (!covers(all, path)) return holding(all, path, links)[0]!
       const own = generalised(path)
       return covers(all, own) ? own : outermost(all.filter(grant => inside(path, grant)))[0]!
     }), folder => covers(all, folder))
     return { read, write }
   },
 
-  within: (inner, outer) => inner.read.every(path => allows(outer, 'read', path)) && inner.write.every(path => allows(outer, 'write', path)),
+  within: (inner, outer) => inner.read.every(path => covers([...outer.write, ...outer.read], path)) && inner.write.every(path => covers(outer.write, path)),
 }
 
 function byName(a: readonly [string, unknown], b: readonly [string, unknown]): number {
@@ -120,7 +141,7 @@ function byName(a: readonly [string, unknown], b: readonly [string, unknown]): n
 }
 
 function grantRow(right: Right, grant: string, used: Used, gap: string | undefined): Comparison {
-  const below = (acts: Map<string, Act>): [string, Act][] => [...acts].filter(([path]) => inside(path, grant))
+  const below = (acts: Map<string, Act>): [string, Act][] => [...acts].filter(([path]) => covers(places(grant, used.links), path))
   const done = below(used.done[right])
   const row = (outcome: Outcome, count: number, proof: string): Comparison => ({ grant: `${right} ${grant}`, outcome, declared: true, count, proof })
   if (done.length > 0) {
@@ -135,7 +156,7 @@ function grantRow(right: Right, grant: string, used: Used, gap: string | undefin
 }
 
 function undeclaredRows(declared: Declared, right: Right, used: Used): Comparison[] {
-  const acts = [...used.done[right]].filter(([path]) => !allows(declared, right, path))
+  const acts = [...used.done[right]].filter(([path]) => !allows(declared, right, path, used.links))
   return gathered(acts.map(([path]) => generalised(path)), () => true).map(folder => {
     const below = acts.filter(([path]) => inside(path, folder))
     const [path, { first }] = below[0]!

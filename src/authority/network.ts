@@ -34,8 +34,10 @@ function label({ name, address, port: at }: Destination): string {
   return grantText({ host: name ?? address ?? '?', port: at })
 }
 
+type Lost = Destination & { process: ProcessRef; names: string[] }
+
 /** TCP connections that were tried and that the relay never saw, with the names that their addresses were given for. */
-function lost(used: Used): (Destination & { process: ProcessRef; names: string[] })[] {
+function lost(used: Used): Lost[] {
   const seen = new Set(used.flows.map(flow => `${flow.address} ${flow.port}`))
   return used.connects.filter(connect => !seen.has(`${connect.address} ${connect.port}`))
     .map(connect => {
@@ -45,8 +47,8 @@ function lost(used: Used): (Destination & { process: ProcessRef; names: string[]
 }
 
 function matching(matchers: readonly Matcher[], destination: Destination & { names?: string[] }): boolean {
-  const names = destination.names?.length ? destination.names : [destination.name]
-  return matchers.some(matches => names.some(name => matches({ ...destination, name })))
+  const each = destination.names?.length ? destination.names.map(name => ({ ...destination, name })) : [destination]
+  return matchers.some(matches => each.some(matches))
 }
 
 /** Destinations that the cell may reach, by the relay and the resolver that are its only way out. */

@@ -10,6 +10,7 @@ import type { CellExit, NativeAddon, NativeSpawner, PreparedCell } from '../nati
 import { openEgress, type Egress } from '../network/egress.ts'
 import type { Cgroups } from './cgroup.ts'
 import { launchPlan } from './plan.ts'
+import { realpathOrNull } from './root.ts'
 
 export type CellRequest = {
   id: string
@@ -95,7 +96,7 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
     log.append({
       type: 'cell.started', cell: id, mode: contract.spec.mode, contract, contractDigest: contractDigest(contract), argv: request.argv,
       host: hostname(), boot: readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(), kernel: `${release()} ${arch()}`,
-      pipeline: contract.metadata.pipeline ?? null,
+      pipeline: contract.metadata.pipeline ?? null, links: linksOf(contract),
     })
     log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...egress.hooks(), ...request.credentialHooks], enforcers: enforcers(host.native, contract) })
     for (const event of request.credentials) log.append(event)
@@ -149,6 +150,13 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
   }
 
   return { id, kill, signal: signal => { if (!over) host.spawner.signal(id, signal) }, ended: finish() }
+}
+
+/** Where the contract's paths lead, for those that are not the whole truth themselves ("/bin/sh": "/usr/bin/dash"). */
+function linksOf(contract: Contract): Record<string, string> {
+  const { exec, filesystem } = contract.spec.authority
+  const leads = [...exec, ...filesystem.read, ...filesystem.write].map(path => [path, realpathOrNull(path)] as const)
+  return Object.fromEntries(leads.filter((pair): pair is readonly [string, string] => pair[1] !== null && pair[1] !== pair[0]))
 }
 
 function enforcers(native: NativeAddon, contract: Contract): { name: string; state: string }[] {

@@ -48,6 +48,7 @@ export const evidenceBody = z.discriminatedUnion('type', [
     contractDigest: z.string().describe('sha256 of the contract in canonical JSON, hex'),
     argv: z.array(z.string()), host: z.string(), boot: z.string(), kernel: z.string(),
     pipeline: z.object({ file: z.string(), job: z.string(), digest: z.string() }).nullable(),
+    links: z.record(z.string(), z.string()).optional().describe('granted paths that are or hold links on this host, and where they lead: acts are told by the latter'),
   }),
   z.object({ type: z.literal('coverage'), hooks: z.array(hookReport), enforcers: z.array(z.object({ name: z.string(), state: z.string() })) }),
   z.object({ type: z.literal('exec'), process, parent: z.number().int(), path: z.string(), argv: z.array(z.string()), argvTruncated: z.boolean(), dev: z.string(), ino: z.string(), unlinked: z.boolean().describe('memfd or deleted file') }),

@@ -12,6 +12,9 @@ export function coverage(gaps: Partial<Record<Family, string[]>> = {}): Coverage
   return { hooks: [], gaps: family => gaps[family] ?? [] }
 }
 
+export const startedWhere = (links: Record<string, string>): EvidenceBody => ({
+  type: 'cell.started', cell: 'c1', mode: 'observe', contract: {}, contractDigest: '', argv: ['x'], host: 'h', boot: 'b', kernel: 'k', pipeline: null, links,
+})
 export const file = (path: string, access: Body<'file'>['access'] = 'read', created = false): EvidenceBody =>
   ({ type: 'file', process: P, path, access, created, dev: '8:1', ino: '1', source: 'descriptor' })
 export const fileFailed = (path: string, errno = 'ENOENT', onHost = true, access: Body<'file'>['access'] = 'read'): EvidenceBody =>

@@ -2,7 +2,7 @@ import t from 'tap'
 import { exec as kind } from '../../src/authority/exec.ts'
 import { secret } from '../../src/authority/secret.ts'
 import type { EvidenceBody } from '../../src/evidence/records.ts'
-import { coverage, exec, execFailed, file } from './evidence.ts'
+import { coverage, exec, execFailed, file, startedWhere } from './evidence.ts'
 
 const used = (events: EvidenceBody[]) => {
   const all = kind.nothingUsed()
@@ -31,6 +31,13 @@ t.test('a program without a path can be allowed by "*" alone', async t => {
   t.same(rows(['/memfd:x'], [hidden]), ['/memfd:x: unused', '/memfd:x (no path leads to it): undeclared'])
   t.same(narrow(['*'], [exec('/dev/shm/p')]), ['*'], 'nor what lies where no contract can point')
   t.match(kind.compare(['/usr/bin/git'], used([exec('(truncated)/x')]), coverage()), [{ outcome: 'unobservable' }])
+})
+
+t.test('a grant that is a link stands for where it leads, and keeps its name', async t => {
+  const events = [startedWhere({ '/bin/sh': '/usr/bin/dash' }), exec('/usr/bin/dash')]
+  t.same(rows(['/bin/sh'], events), ['/bin/sh: used'])
+  t.same(narrow(['/bin/sh', '/usr/bin/git'], events), ['/bin/sh'])
+  t.same(rows(['/bin/sh'], [exec('/usr/bin/dash')]), ['/bin/sh: unused', '/usr/bin/dash: undeclared'], 'where it is no link it is another program')
 })
 
 t.test('what the cell withheld is denied; a search through PATH is not', async t => {

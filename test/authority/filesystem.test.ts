@@ -1,6 +1,6 @@
 import t from 'tap'
 import { filesystem } from '../../src/authority/filesystem.ts'
-import { coverage, file, fileFailed } from './evidence.ts'
+import { coverage, file, fileFailed, startedWhere } from './evidence.ts'
 import type { EvidenceBody } from '../../src/evidence/records.ts'
 
 const used = (events: EvidenceBody[]) => {
@@ -23,6 +23,14 @@ t.test('writing allows reading, reading does not allow writing', async t => {
   t.same(rows({ read: ['/workspace'] }, [file('/workspace/a', 'write')]), ['read /workspace: unused', 'write /workspace: undeclared'])
   t.same(rows({ read: ['/data'] }, [file('/data/a', 'readwrite')]), ['read /data: used', 'write /data/a: undeclared'])
   t.same(narrow({ write: ['/workspace'] }, [file('/workspace/a')]), { read: ['/workspace'], write: [] }, 'what was only read is only readable afterwards')
+})
+
+t.test('a grant that is a link stands for where it leads, and keeps its name', async t => {
+  const events = [startedWhere({ '/srv/now': '/srv/2026', '/etc/localtime': '/usr/share/zoneinfo/UTC' }), file('/srv/2026/a', 'write'), file('/usr/share/zoneinfo/UTC')]
+  const declared = { read: ['/etc/localtime', '/opt'], write: ['/srv/now'] }
+  t.same(rows(declared, events), ['read /etc/localtime: used', 'read /opt: unused', 'write /srv/now: used'])
+  t.same(narrow(declared, events), { read: ['/etc/localtime'], write: ['/srv/now'] })
+  t.ok(rows(declared, events.slice(1)).includes('write /srv/2026: undeclared'), 'where they are no links they are other files')
 })
 
 t.test('what the cell withheld is denied; what is nowhere, or the file\'s own affair, is not', async t => {

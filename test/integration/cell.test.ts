@@ -54,10 +54,8 @@ function rows(evidence: string): Row[] {
   return (JSON.parse(stdout) as { rows: Row[] }).rows
 }
 const traces = (): object => ({
-  cgroups: [...readdirSync('/sys/fs/cgroup'), ...(existsSync('/sys/fs/cgroup/unified') ? readdirSync('/sys/fs/cgroup/unified') : [])].filter(name => name.startsWith('ambit-')).flatMap(name => {
-    const parent = [`/sys/fs/cgroup/unified/${name}`, `/sys/fs/cgroup/${name}`].find(existsSync)!
-    return readdirSync(parent, { withFileTypes: true }).filter(entry => entry.isDirectory()).map(entry => entry.name)
-  }),
+  cgroups: ['/sys/fs/cgroup', ...readdirSync('/sys/fs/cgroup').map(name => join('/sys/fs/cgroup', name))].map(parent => join(parent, `ambit-${daemon.pid}`)).filter(existsSync)
+    .flatMap(parent => readdirSync(parent, { withFileTypes: true }).filter(entry => entry.isDirectory()).map(entry => entry.name)),
   mounts: readFileSync('/proc/self/mountinfo', 'utf8').split('\n').length,
   descriptors: readdirSync(`/proc/${daemon.pid}/fd`).length,
   inits: spawnSync('pgrep', ['-c', '-f', 'marker-of-ambit-test'], { encoding: 'utf8' }).stdout.trim(),

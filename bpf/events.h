@@ -67,7 +67,11 @@ struct ambit_exec {
 
 /* AMBIT_FILE, AMBIT_FILE_FAILED, AMBIT_EXEC_FAILED; `data` holds path and base. */
 enum ambit_access { AMBIT_READ = 1, AMBIT_WRITE = 2 };
-enum ambit_source { AMBIT_DESCRIPTOR = 1, AMBIT_ARGUMENT = 2 };
+enum ambit_source {
+  AMBIT_DESCRIPTOR = 1,
+  AMBIT_ARGUMENT = 2,   /* what the process said, which a link may have led elsewhere */
+  AMBIT_NAME = 3,       /* the same, of something that was looked at and not opened */
+};
 struct ambit_file {
   struct ambit_header header;
   __u64 ino;            /* 0: not known */
@@ -135,7 +139,9 @@ enum ambit_call_op {
   AMBIT_CALL_HANDLE = 4,  /* no path at all */
   AMBIT_CALL_EXEC = 5,
   AMBIT_CALL_ENTRY = 6,   /* makes or removes a name in a directory */
-  AMBIT_CALL_OBJECT = 7,  /* changes what the path names */
+  AMBIT_CALL_OBJECT = 7,  /* changes what the path names; without a path, what the descriptor is of */
+  AMBIT_CALL_LOOK = 8,    /* tells of what the path names, and opens nothing */
+  AMBIT_CALL_SOCKET = 9,  /* speaks to, or makes, the socket that a struct sockaddr_un names */
 };
 struct ambit_call {
   __u8 op;

@@ -3,7 +3,8 @@
  * Which files a cell opened, failed to open, made, removed or changed, and which programs it failed to execute.
  * At the exit of the call, where the outcome is known and the path argument has been faulted in. The descriptor that an open
  * returned tells the file and its real path; another thread can close or replace it at that moment (an LSM hook would not have
- * this gap). If it is gone, what the process said is told, as such. All else is known by its argument alone.
+ * this gap). If it is gone, what the process said is told, as such. All else is known by its argument alone: changes, looks
+ * without opening, and sockets with a path; messages sent with sendmsg to a socket's path are not.
  * The loader attaches this before syscalls.bpf.c's exit program, which clears `entered`.
  */
 #define RECORD_ROOM (4 * 4096)
@@ -31,6 +32,7 @@ struct {
 #define O_TRUNC 01000
 #define O_PATH 010000000
 #define FMODE_CREATED 0x100000
+#define AF_UNIX 1
 
 static long hash_step(__u32 step, void *unused) {
   struct scratch *own = scratch_of();
@@ -67,8 +69,9 @@ struct act {
   __u8 kind;        /* enum ambit_kind */
   __u8 access;
   __u8 entry;       /* one name in a directory is made or removed */
-  __u8 created;
+  __u8 created;     /* the name was made or removed, or the file came into being */
   __u8 setup;
+  __u8 look;        /* nothing was opened */
 };
 
 /* An act known by its path argument. A directory's entries are told once: who may change one of them may change them all. */
@@ -84,7 +87,7 @@ __noinline int tell_argument(struct act *act) {
   event->dev = 0;
   event->error = act->error;
   event->access = act->access;
-  event->source = AMBIT_ARGUMENT;
+  event->source = act->look ? AMBIT_NAME : AMBIT_ARGUMENT;
   event->created = act->created;
   event->reserved = 0;
   event->base_length = 0;
@@ -99,7 +102,7 @@ __noinline int tell_argument(struct act *act) {
   own->length = FIXED + length - 1;
 
   struct seen_key key = {.cell = act->cell, .kind = act->kind};
-  key.detail = (__u32)act->error << 8 | (__u32)act->access << 4 | (__u32)act->entry << 1 | act->setup;
+  key.detail = (__u32)act->error << 8 | (__u32)act->access << 4 | (__u32)act->look << 2 | (__u32)act->entry << 1 | act->setup;
   struct vfsmount *mnt = 0;
   struct dentry *dentry = 0;
   bool relative = own->record[FIXED] != '/' || length == 1;
@@ -234,9 +237,34 @@ int BPF_PROG(files_exit, struct pt_regs *regs, long result) {
     return 0;
   }
   act.kind = act.error ? AMBIT_FILE_FAILED : AMBIT_FILE;
+  if (call->op == AMBIT_CALL_LOOK) {
+    char first = 0;
+    /* Without a path it is the descriptor that is looked at, which an open has told of. */
+    if (act.error || bpf_probe_read_user(&first, 1, (void *)act.argument) || !first)
+      return 0;
+    act.access = AMBIT_READ;
+    act.look = 1;
+    tell_argument(&act);
+    return 0;
+  }
+  if (call->op == AMBIT_CALL_SOCKET) {
+    struct { __u16 family; char first; } name = {};
+    if (!act.argument || bpf_probe_read_user(&name, 3, (void *)act.argument) || name.family != AF_UNIX || !name.first)
+      return 0;
+    act.argument += 2; /* sun_path; without a first byte the name is abstract, and the network namespace's */
+    act.access = AMBIT_WRITE;
+    tell_argument(&act);
+    return 0;
+  }
+  if (call->op == AMBIT_CALL_OBJECT && !act.argument) {
+    struct file *file = act.error ? 0 : file_of(act.dirfd);
+    if (file)
+      tell_opened(cell, (__u64)file, 1);
+    return 0;
+  }
   if (call->op == AMBIT_CALL_ENTRY || call->op == AMBIT_CALL_OBJECT) {
     act.access = AMBIT_WRITE;
-    act.entry = call->op == AMBIT_CALL_ENTRY && !act.error;
+    act.entry = act.created = call->op == AMBIT_CALL_ENTRY && !act.error;
     tell_argument(&act);
     if (call->path2 >= 0) {
       act.dirfd = call->dirfd2 >= 0 ? (__s32)argument(&arguments, call->dirfd2) : AT_FDCWD;

@@ -16,7 +16,7 @@ export type Mount =
       idmapOwner?: { uid: number; gid: number }
       /** A missing source is skipped, not an error. */
       optional?: boolean }
-  | { type: 'tmpfs'; target: string; sizeBytes: number; mode: number }
+  | { type: 'tmpfs'; target: string; sizeBytes: number; mode: number; noexec?: boolean }
   | { type: 'proc'; target: string }
   | { type: 'devpts'; target: string }
   | { type: 'directory'; target: string; mode: number }
@@ -151,6 +151,8 @@ export interface NativeAddon {
   /** Every call that this libseccomp and kernel know, by name. */
   syscallNumber(name: string): number | null
   landlockAbi(): number
+  /** What a descriptor is of; never blocks. */
+  descriptorKind(fd: number): { kind: 'file' | 'directory' | 'pipe' | 'character' | 'unix-socket' | 'socket' | 'other'; pathOnly: boolean }
   /** openat2 under `dirfd` with RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS; returns a descriptor. */
   openBeneath(dirfd: number, path: string, flags: number, mode: number): number
 }

@@ -99,6 +99,7 @@ MountStep ReadMount(const Napi::Value& value, const std::string& field, std::vec
     ReadBind(from, field, &mount, fds);
   } else if (type == "tmpfs") {
     mount.type = kTmpfs;
+    if (Flag(from, "noexec", field)) mount.flags |= kNoexec;
     mount.size = Whole(from.Get("sizeBytes"), field + ".sizeBytes");
     mount.mode = Number32(from.Get("mode"), field + ".mode");
   } else if (type == "proc") {

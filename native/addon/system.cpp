@@ -6,6 +6,7 @@
 #include <linux/seccomp.h>
 #include <seccomp.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -338,10 +339,35 @@ Napi::Value OpenBeneath(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
+// descriptorKind(fd): what a descriptor is of, and whether it was opened with O_PATH. Nothing is read, nothing can block.
+Napi::Value DescriptorKind(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const int fd = static_cast<int>(Integer(env, info[0], "fd", 0, INT32_MAX));
+  struct stat status;
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) ThrowErrno(env, "fcntl", errno);
+  if (fstat(fd, &status) != 0) ThrowErrno(env, "fstat", errno);
+  const char* kind = "other";
+  if (S_ISREG(status.st_mode)) kind = "file";
+  if (S_ISDIR(status.st_mode)) kind = "directory";
+  if (S_ISFIFO(status.st_mode)) kind = "pipe";
+  if (S_ISCHR(status.st_mode)) kind = "character";
+  if (S_ISSOCK(status.st_mode)) {
+    int domain = 0;
+    socklen_t size = sizeof domain;
+    kind = getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX ? "unix-socket" : "socket";
+  }
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("kind", kind);
+  result.Set("pathOnly", Napi::Boolean::New(env, (flags & O_PATH) != 0));
+  return result;
+}
+
 void RegisterSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("buildSeccomp", Napi::Function::New(env, BuildSeccomp, "buildSeccomp"));
   exports.Set("syscallName", Napi::Function::New(env, SyscallName, "syscallName"));
   exports.Set("syscallNumber", Napi::Function::New(env, SyscallNumber, "syscallNumber"));
   exports.Set("landlockAbi", Napi::Function::New(env, LandlockAbi, "landlockAbi"));
+  exports.Set("descriptorKind", Napi::Function::New(env, DescriptorKind, "descriptorKind"));
   exports.Set("openBeneath", Napi::Function::New(env, OpenBeneath, "openBeneath"));
 }

@@ -59,7 +59,7 @@ static Fd MakeMount(int context, unsigned attributes, const std::string& target)
   return mount;
 }
 
-static Fd MakeTmpfs(uint64_t size, uint32_t mode, const std::string& target) {
+static Fd MakeTmpfs(uint64_t size, uint32_t mode, const std::string& target, unsigned more = 0) {
   Fd context(FsOpen("tmpfs"));
   Must(context.get(), "open tmpfs for", target);
   char text[32];
@@ -67,7 +67,7 @@ static Fd MakeTmpfs(uint64_t size, uint32_t mode, const std::string& target) {
   Must(FsSet(context.get(), "size", text), "set the size of", target);
   snprintf(text, sizeof text, "%o", mode);
   Must(FsSet(context.get(), "mode", text), "set the mode of", target);
-  Fd mount = MakeMount(context.get(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, target);
+  Fd mount = MakeMount(context.get(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | more, target);
   return mount;
 }
 
@@ -103,6 +103,8 @@ static void MountDevpts(int root, const std::string& target) {
   Must(FsFlag(context.get(), "newinstance"), "ask for own terminals in", target);
   Must(FsSet(context.get(), "ptmxmode", "0666"), "set the mode of ptmx in", target);
   Must(FsSet(context.get(), "mode", "0620"), "set the mode of terminals in", target);
+  // The kernel counts them over all instances (kernel.pty.max, 4096): no cell may take them all.
+  Must(FsSet(context.get(), "max", "64"), "limit the terminals in", target);
   Fd mount = MakeMount(context.get(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, target);
   Attach(root, mount.get(), target);
 }
@@ -152,7 +154,7 @@ void BuildRoot(const Plan& plan, std::map<uint16_t, Fd> trees) {
         break;
       }
       case kTmpfs: {
-        Fd mount = MakeTmpfs(step.size, step.mode, step.target);
+        Fd mount = MakeTmpfs(step.size, step.mode, step.target, (step.flags & kNoexec) != 0 ? MOUNT_ATTR_NOEXEC : 0);
         Attach(root.get(), mount.get(), step.target);
         break;
       }

@@ -79,7 +79,7 @@ void Cells::Prepare(const std::string& id, std::vector<Fd> fds) {
     Fd ours(ends[0]), theirs(ends[1]);
     Fd cgroup = OpenCgroup(plan.cgroup);
     std::vector<Fd> tasks;
-    Launch launch = {image_.get(), theirs.get(), {fds[1].get(), fds[2].get(), fds[3].get()}, cgroup.get(), {}};
+    Launch launch = {image_.get(), theirs.get(), {fds[1].get(), fds[2].get(), fds[3].get()}, cgroup.get(), plan.base, {}};
     for (auto& folder : plan.v1) {
       tasks.push_back(OpenTasks(folder));
       launch.tasks.push_back(tasks.back().get());

@@ -3,15 +3,18 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <linux/sched.h>
+#include <linux/securebits.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
+#include <cstdlib>
 #include "common/failure.hpp"
 #include "common/messages.hpp"
 #include "common/mount-api.hpp"
@@ -78,6 +81,15 @@ static ReportMessage g_report;
   _exit(1);
 }
 
+// A daemon that the out-of-memory killer spares must not lend that to jobs (proc_pid_oom_score_adj(5)).
+static void KeepKillable() {
+  int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+  if (fd < 0) return;
+  char first = 0;
+  if (read(fd, &first, 1) == 1 && first == '-') pwrite(fd, "0", 1, 0);
+  close(fd);
+}
+
 [[noreturn]] static void BecomeInit(const Launch& launch) {
   static OrderMessage order;
   if (read(launch.control, &order, sizeof order) != sizeof order || order.order != kStart) _exit(1);
@@ -90,12 +102,33 @@ static ReportMessage g_report;
   if (syscall(SYS_setresuid, 0, 0, 0) < 0) Die(launch.control, "become user 0 of the cell");
   for (int i = 0; i < 3; i++) if (dup2(launch.stdio[i], i) < 0) Die(launch.control, "hand over stdio");
   if (dup2(launch.control, 3) < 0) Die(launch.control, "hand over the control socket");
+  KeepKillable();
   char name[] = "ambit-init";
   char* const argv[] = {name, nullptr};
   char* const env[] = {nullptr};
   syscall(SYS_execveat, launch.image, "", argv, env, AT_EMPTY_PATH);
   Die(3, "execute cell-init");
 }
+
+// The kernel charges what a user namespace's processes hold (inotify instances, timers, queues: user_namespaces(7)) to
+// whoever made it: the cell's own host id, or one job could use up the quotas of the host's root. Capabilities are kept.
+class AsCellOwner {
+ public:
+  explicit AsCellOwner(uid_t base) {
+    Must(prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "keep the capabilities while the owner is another");
+    if (syscall(SYS_setresuid, -1, base, -1) == 0) return;
+    int error = errno;
+    prctl(PR_SET_SECUREBITS, 0, 0, 0, 0);
+    Fail("become the owner of the cell's namespace", error);
+  }
+  ~AsCellOwner() {
+    // Root among the real ids: neither of these can fail; and a change of ids forgets whose death is watched.
+    if (syscall(SYS_setresuid, -1, 0, -1) < 0 || prctl(PR_SET_SECUREBITS, 0, 0, 0, 0) < 0) abort();
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+  }
+  AsCellOwner(const AsCellOwner&) = delete;
+  AsCellOwner& operator=(const AsCellOwner&) = delete;
+};
 
 pid_t StartInit(const Launch& launch, Fd* pidfd) {
   int opened = -1;
@@ -104,9 +137,13 @@ pid_t StartInit(const Launch& launch, Fd* pidfd) {
   args.pidfd = reinterpret_cast<uint64_t>(&opened);
   args.exit_signal = SIGCHLD;
   args.cgroup = launch.cgroup;
-  pid_t pid = syscall(SYS_clone3, &args, sizeof args);
-  if (pid == 0) BecomeInit(launch);
-  Must(pid, "clone process 1 of the cell");
+  pid_t pid;
+  {
+    AsCellOwner owner(launch.base);
+    pid = syscall(SYS_clone3, &args, sizeof args);
+    if (pid == 0) BecomeInit(launch);
+    Must(pid, "clone process 1 of the cell");
+  }
   *pidfd = Fd(opened);
   return pid;
 }

@@ -15,6 +15,7 @@ struct Launch {
   int control;    // init's end of its socket
   int stdio[3];
   int cgroup;     // v2 folder
+  uid_t base;     // host id of the cell's id 0
   std::vector<int> tasks;  // `tasks` files of the v1 folders
 };
 

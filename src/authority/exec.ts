@@ -8,7 +8,7 @@ import { compareText, counted, repeated, who } from './words.ts'
 const schema = z.array(z.string().superRefine((path, context) => {
   const fault = path === '*' ? null : pathFault(path)
   if (fault !== null) context.addIssue({ code: 'custom', message: `${fault} (or "*", any program)`, input: path })
-})).superRefine((list, context) => {
+})).max(2_000, { error: 'holds more than 2000 entries', abort: true }).superRefine((list, context) => {
   const twice = repeated(list)
   if (twice !== undefined) context.addIssue({ code: 'custom', message: `${twice} is listed twice`, path: [list.lastIndexOf(twice)], input: list })
   if (list.includes('*') && list.length > 1) context.addIssue({ code: 'custom', message: '"*" grants every program already: leave it alone in the list, or out', path: [list.indexOf('*')], input: list })
@@ -58,7 +58,8 @@ export const exec: AuthorityKind<Declared, Used> = {
       else if (event.unlinked || !grantable(event.path)) note(used.nameless, event.path, act)
       else note(used.ran, event.path, act)
     }
-    if (event.type === 'exec.failed' && event.path.startsWith('/') && event.onHost && ['ENOENT', 'EACCES', 'EPERM'].includes(event.errno)) {
+    // What a job made itself is not on the host: that executing it was not permitted says enough.
+    if (event.type === 'exec.failed' && event.path.startsWith('/') && (event.errno === 'ENOENT' ? event.onHost : ['EACCES', 'EPERM'].includes(event.errno))) {
       note(used.failed, event.path, { count: 1, first: event.process, errno: event.errno })
     }
   },

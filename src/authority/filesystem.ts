@@ -3,10 +3,10 @@ import { z } from 'zod'
 import type { Coverage } from '../evidence/coverage.ts'
 import type { Access, EvidenceEvent, ProcessRef } from '../evidence/records.ts'
 import type { AuthorityKind, Comparison, Outcome } from './kind.ts'
-import { cellsOwn, covers, gathered, generalised, grantable, grantedPath, inside, outermost, pathUnknown } from './paths.ts'
+import { cellsOwn, covers, gathered, generalised, grantable, grantedPath, inside, outermost, ownWhole, pathUnknown } from './paths.ts'
 import { compareText, counted, repeated, some, who } from './words.ts'
 
-const paths = z.array(grantedPath).default([]).superRefine((list, context) => {
+const paths = z.array(grantedPath).max(2_000, { error: 'holds more than 2000 entries', abort: true }).default([]).superRefine((list, context) => {
   const twice = repeated(list)
   if (twice !== undefined) context.addIssue({ code: 'custom', message: `${twice} is listed twice`, path: [list.lastIndexOf(twice)], input: list })
 })
@@ -25,8 +25,10 @@ type Used = {
   /** Paths that were made, not only written. */
   created: Set<string>
   failed: Record<Right, Map<string, Failure>>
-  /** Opened, but under a path that the probes could not read. */
+  /** Opened, but under a path that the probes could not read, or told only by what the process said. */
   unknown: number
+  /** A change that is known by what the process said alone: a link may have led it to another grant. */
+  unsure: string | undefined
   /** Granted paths that are links on the cell's host, and where they lead. */
   links: Links
 }
@@ -65,21 +67,29 @@ function gapOf(used: Used, coverage: Coverage): string | undefined {
   return coverage.gaps('file')[0] ?? (used.unknown > 0 ? `${counted(used.unknown, 'file was', 'files were')} opened under paths that could not be read` : undefined)
 }
 
+function unsureGap(used: Used): string | undefined {
+  return used.unsure === undefined ? undefined : `a change is known by its name alone (${used.unsure}), and a link may have led it here`
+}
+
 /** Files of the host that the cell may read or write. What the cell makes for itself is not authority. */
 export const filesystem: AuthorityKind<Declared, Used> = {
   name: 'filesystem',
   schema,
   fromJob: () => ({ read: ['/'], write: ['/workspace', '/tmp'] }),
-  nothingUsed: () => ({ done: { read: new Map(), write: new Map() }, created: new Set(), failed: { read: new Map(), write: new Map() }, unknown: 0, links: new Map() }),
+  nothingUsed: () => ({ done: { read: new Map(), write: new Map() }, created: new Set(), failed: { read: new Map(), write: new Map() }, unknown: 0, unsure: undefined, links: new Map() }),
 
   observe(event: EvidenceEvent, used) {
     if (event.type === 'cell.started') used.links = new Map(Object.entries(event.links ?? {}))
     if (event.type === 'file') {
-      if (pathUnknown(event.path)) used.unknown++
+      const said = event.source === 'argument'
+      if (pathUnknown(event.path) || (said && event.access !== 'write')) used.unknown++
+      else if (said) used.unsure ??= event.path
       if (cellsOwn(event.path) || !grantable(event.path)) return
       for (const right of rights(event.access)) note(used.done[right], event.path, event.process)
       if (event.created) used.created.add(event.path)
     }
+    // A program of the job's own is read to be executed; the others are the exec kind's.
+    if (event.type === 'exec' && !event.unlinked && ownWhole(event.path)) note(used.done.read, event.path, event.process)
     if (event.type === 'file.failed') {
       if (!event.path.startsWith('/') || cellsOwn(event.path)) return
       const writes = event.access !== 'read'
@@ -96,7 +106,7 @@ export const filesystem: AuthorityKind<Declared, Used> = {
     const gap = gapOf(used, coverage)
     const rows: Comparison[] = []
     for (const right of ['read', 'write'] as const) {
-      for (const grant of declared[right]) rows.push(grantRow(right, grant, used, gap))
+      for (const grant of declared[right]) rows.push(grantRow(right, grant, used, right === 'write' ? gap ?? unsureGap(used) : gap))
     }
     for (const right of ['read', 'write'] as const) rows.push(...undeclaredRows(declared, right, used))
     for (const right of ['read', 'write'] as const) {
@@ -112,7 +122,8 @@ export const filesystem: AuthorityKind<Declared, Used> = {
     if (gapOf(used, coverage) !== undefined) return declared
     const { links } = used
     const written = [...used.done.write.keys()].filter(path => allows(declared, 'write', path, links))
-    const write = gathered(written.map(path => {
+    // What a link may have led to cannot be told from what was never changed: then every grant stays.
+    const write = used.unsure !== undefined ? declared.write : gathered(written.map(path => {
       const held = holding(declared.write, path, links)[0]!
       // No path below a link's target lies, by its name, within the grant: the grant stays as it is written.
       if (!covers(declared.write, path)) return held

@@ -188,7 +188,8 @@ function analyse(declared: Declared, used: Used, coverage: Coverage): Analysis {
   const oidcUrl = used.oidc?.url != null && URL.canParse(used.oidc.url) ? new URL(used.oidc.url) : null
   const oidc: Authority | null = oidcUrl === null ? null : { name: canonicalName(oidcUrl.hostname), port: Number(oidcUrl.port || 443) }
 
-  const gaps = [...coverage.gaps('api'), ...coverage.gaps('network')]
+  // Names of connections come from the resolver, too.
+  const gaps = [...coverage.gaps('api'), ...coverage.gaps('network'), ...coverage.gaps('dns')]
   const open = new Map<string, string>()
   const idToken: Call[] = []
   const acts = new Map<string, Act>()
@@ -245,10 +246,11 @@ function unreadGaps(used: Used, api: Authority): string[] {
   const read = connectionsTo(used, api)
   const carried = flowsTo(used, api).length
   const gaps: string[] = []
-  if (carried > read.size) gaps.push(`${counted(carried, 'connection')} to ${api.name}, requests were read on ${read.size}`)
+  // More is as bad as fewer: requests that no connection carried were made up, and stand for others that were not read.
+  if (carried !== read.size) gaps.push(`${counted(carried, 'connection')} to ${api.name}, requests were read on ${read.size}`)
   // One that is unreadable from its start leads to the API only if the relay carried one more there than were read.
   for (const { connection, reason, process } of used.unreadable) {
-    if (read.has(connection) || carried > read.size) gaps.push(`a connection of ${who(process)} could not be read: ${reason}`)
+    if (read.has(connection) || carried !== read.size) gaps.push(`a connection of ${who(process)} could not be read: ${reason}`)
   }
   return gaps
 }
@@ -260,7 +262,7 @@ function idTokenGap(used: Used, oidc: Authority | null, coverage: Coverage): str
   if (oidc === null) return 'where the job would ask for it was not recorded'
   const read = connectionsTo(used, oidc).size
   const carried = flowsTo(used, oidc).length
-  return carried > read ? `${counted(carried, 'connection')} to ${oidc.name}, requests were read on ${read}` : undefined
+  return carried !== read ? `${counted(carried, 'connection')} to ${oidc.name}, requests were read on ${read}` : undefined
 }
 
 function addAct(acts: Map<string, Act>, call: Call, asked: Act['asked']): void {

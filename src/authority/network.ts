@@ -7,7 +7,7 @@ import { compareText, counted, grouped, repeated, some, who } from './words.ts'
 const schema = z.array(z.strictObject({
   host: host.describe('a host name, "*.NAME" (every name below it, not itself), an IP address, a CIDR block, or "*" (any public host)'),
   port: port.describe('a TCP port, or "*"'),
-})).superRefine((list, context) => {
+})).max(2_000, { error: 'holds more than 2000 entries', abort: true }).superRefine((list, context) => {
   const texts = list.map(grantText)
   const twice = repeated(texts)
   if (twice !== undefined) context.addIssue({ code: 'custom', message: `${twice} is listed twice`, path: [texts.lastIndexOf(twice)], input: list })
@@ -49,6 +49,11 @@ function lost(used: Used): Lost[] {
 function matching(matchers: readonly Matcher[], destination: Destination & { names?: string[] }): boolean {
   const each = destination.names?.length ? destination.names.map(name => ({ ...destination, name })) : [destination]
   return matchers.some(matches => each.some(matches))
+}
+
+/** Names that the resolver answered and that one of the grants covers. */
+function lookedUp(grants: readonly Grant[], used: Used): string[] {
+  return [...used.answeredNames].filter(name => isName(name) && grants.some(grant => grantWithin({ host: name, port: grant.port }, grant))).sort(compareText)
 }
 
 /** Destinations that the cell may reach, by the relay and the resolver that are its only way out. */
@@ -99,6 +104,9 @@ export const network: AuthorityKind<Declared, Used> = {
       }
       const tried = never.filter(connect => matching([matches], connect))
       if (tried.length > 0) return row('used', tried.length, `tried by ${who(tried[0]!.process)}, but the connection never reached the relay`)
+      // A question carries the name out, and the job may need its answer.
+      const asked = lookedUp([grant], used)
+      if (asked.length > 0) return row('used', asked.length, `looked up and not connected to: ${some(asked, 4)}`)
       return gap === undefined ? row('unused', 0, 'no connection was made to it') : row('unobservable', 0, gap)
     })
 
@@ -136,6 +144,10 @@ export const network: AuthorityKind<Declared, Used> = {
         const hosts = grant.host !== '*' ? [grant.host] : act.names.length > 0 ? act.names : [act.address ?? '*']
         for (const one of hosts) kept.set(grantText({ host: one, port: act.port }), { host: one, port: act.port })
       }
+    }
+    for (const grant of declared) {
+      if ([...kept.values()].some(one => grantWithin(one, grant))) continue
+      for (const name of lookedUp([grant], used)) kept.set(grantText({ host: name, port: grant.port }), { host: name, port: grant.port })
     }
     // What another grant stands for already would be there only for this evidence.
     const broad = [...kept.values()].filter(isBroad)

@@ -69,6 +69,10 @@ const SYSTEM_TREES: readonly (readonly [tree: string, levels: number])[] = [
 /** The job's own: its files' names are different at each run. */
 const OWN_WHOLE = ['/workspace', '/tmp']
 
+export function ownWhole(path: string): boolean {
+  return covers(OWN_WHOLE, path)
+}
+
 /** The directory that stands for a path in a narrowed contract; the path itself outside the known trees. */
 export function generalised(path: string): string {
   const whole = OWN_WHOLE.find(folder => inside(path, folder))

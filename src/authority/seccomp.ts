@@ -110,18 +110,21 @@ function setIdRefusals(): { name: string; errno: number; args: Condition[] }[] {
   }))
 }
 
+/** A memfd is a program without a path, which no list of programs could name: it must be sealed against execution (MFD_NOEXEC_SEAL, Linux 6.3). */
+const EXECUTABLE_MEMFD = { name: 'memfd_create', errno: constants.errno.EACCES, args: [masked(1, 8n, 0n)] }
+
 /**
  * The filter for a set of allowed calls. What it does not allow gets ENOSYS, as a kernel without the call would say: C
  * libraries then fall back to an older call (clone3, openat2, faccessat2). Only what every kernel has and programs know as
  * privileged gets EPERM, so that their messages are the right ones.
  */
-export function filterPlan(allowed: ReadonlySet<string>): SeccompPlan {
+export function filterPlan(allowed: ReadonlySet<string>, programsListed: boolean): SeccompPlan {
   const free = [...allowed].filter(name => !LIMITED.has(name))
   const rules: Rule[] = [{ names: free, action: 'allow' }]
   for (const [name, ways] of LIMITED) {
     if (allowed.has(name)) rules.push(...ways.map((args): Rule => ({ names: [name], action: 'allow', args: [...args] })))
   }
-  for (const { name, errno, args } of [...answers(), ...setIdRefusals()]) if (allowed.has(name)) rules.push({ names: [name], action: { errno }, args })
+  for (const { name, errno, args } of [...answers(), ...setIdRefusals(), ...(programsListed ? [EXECUTABLE_MEMFD] : [])]) if (allowed.has(name)) rules.push({ names: [name], action: { errno }, args })
   const refused = PRIVILEGED.filter(name => !allowed.has(name))
   return { defaultErrno: constants.errno.ENOSYS, rules: [...rules, { names: refused, action: { errno: constants.errno.EPERM } }] }
 }

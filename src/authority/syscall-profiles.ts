@@ -45,7 +45,6 @@ const BUILD_MORE = words(`
   mlock mlock2 mlockall munlock munlockall
   shmget shmat shmctl shmdt semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
   mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
-  io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents
   get_thread_area set_thread_area map_shadow_stack futex_wake futex_wait futex_requeue
 `)
 
@@ -70,6 +69,7 @@ export const PRIVILEGED = words(`
 /** In no profile either, and absent (ENOSYS): programs look whether the kernel has them and do without. Can be granted by name, too. */
 const OPTIONAL = words(`
   open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr quotactl_fd
+  io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents
   pidfd_getfd process_madvise process_mrelease memfd_secret remap_file_pages modify_ldt
   mbind set_mempolicy get_mempolicy set_mempolicy_home_node migrate_pages move_pages
   lookup_dcookie nfsservctl uselib ustat sysfs _sysctl

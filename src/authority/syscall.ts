@@ -123,7 +123,7 @@ export const syscall: AuthorityKind<Declared, Used> = {
   },
 }
 
-/** The filter that holds a cell to its declared calls. */
-export function seccompPlan(declared: Declared): SeccompPlan {
-  return filterPlan(allowedBy(declared))
+/** The filter that holds a cell to its declared calls. `programsListed`: the contract lists what may be executed. */
+export function seccompPlan(declared: Declared, { programsListed }: { programsListed: boolean }): SeccompPlan {
+  return filterPlan(allowedBy(declared), programsListed)
 }

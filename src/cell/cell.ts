@@ -77,7 +77,12 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
   try {
     cgroup = host.cgroups.createCell(id, limits)
     undo.push(() => host.cgroups.removeCell(id))
-    prepared = await host.spawner.prepare(launchPlan(host.native, { ...request, cgroups: { v2: cgroup.v2, v1: cgroup.v1 } }))
+    const opened: number[] = []
+    try {
+      prepared = await host.spawner.prepare(launchPlan(host.native, { ...request, cgroups: { v2: cgroup.v2, v1: cgroup.v1 } }, opened))
+    } finally {
+      for (const fd of opened) closeSync(fd)
+    }
     const { pidfd, netns, relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6 } = prepared
     // The egress owns the sockets from the moment that it is asked to open, whether it can or not.
     let sockets = [relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6].filter(fd => fd >= 0)
@@ -166,7 +171,9 @@ function enforcers(native: NativeAddon, contract: Contract): { name: string; sta
     { name: 'namespaces', state: 'user mount pid net ipc uts cgroup' },
     { name: 'capabilities', state: 'all dropped, no_new_privs' },
     { name: 'seccomp', state: `profile ${contract.spec.authority.syscall.profile}, ${contract.spec.authority.syscall.allow.length} more by name` },
-    { name: 'root', state: enforce ? 'holds only what the contract declares' : 'the host read-only, without its sockets and /tmp' },
+    { name: 'root', state: enforce ? 'holds only what the contract declares' : 'the host read-only, without /run, /tmp, /proc, /sys and /dev' },
+    { name: 'programs', state: !enforce || contract.spec.authority.exec.includes('*') ? 'any' : 'by Landlock; nothing is executed from memory or where jobs write; what can be read elsewhere can be run by the loader' },
+    { name: 'unix sockets', state: 'not held: sockets in directories that the cell shows can be connected to' },
     { name: 'landlock', state: !enforce ? 'off in observe' : abi === 0 ? 'the kernel has none' : `ABI ${Math.min(abi, 7)}` },
     { name: 'egress', state: enforce ? 'declared names only, by relay and resolver' : 'any public name, by relay and resolver' },
   ]
@@ -185,7 +192,9 @@ function asCellError(error: unknown): unknown {
   return new AmbitError('CELL_FAILED', {
     attempted: `build the cell (${failure.syscall ?? 'native step'})`,
     why: failure.message ?? 'unknown',
-    remedy: 'check the paths that the contract names; `ambit doctor` shows what this kernel offers',
+    remedy: failure.errno === constants.errno.ELOOP
+      ? 'a path that the contract grants leads through a link: name where it leads'
+      : 'check the paths that the contract names; `ambit doctor` shows what this kernel offers',
     cause: error,
   })
 }

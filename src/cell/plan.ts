@@ -1,9 +1,10 @@
-import { existsSync, realpathSync } from 'node:fs'
+import { constants, realpathSync, statSync } from 'node:fs'
 import { dirname } from 'node:path'
+import { inside, outermost } from '../authority/paths.ts'
 import { seccompPlan } from '../authority/syscall.ts'
 import { memoryBytes, type Contract } from '../contract/schema.ts'
 import type { LandlockAccess, LaunchPlan, Mount, NativeAddon } from '../native.ts'
-import { elfInterpreters, realpathOrNull, rootBuilder, type RootBuilder } from './root.ts'
+import { elfInterpreters, realpathOrNull, rootBuilder } from './root.ts'
 
 export const WORKSPACE = '/workspace'
 /** Where a cell finds what ambit hands it: the job's driver and secrets delivered by file. */
@@ -17,6 +18,11 @@ const MIB = 1024 * 1024
 const ID_BASE = 1_879_048_192
 const ID_COUNT = 65_536
 export const CELL_SLOTS = 256
+
+/** The id belongs to a cell: nobody who asks the daemon for anything may have it. */
+export function isCellId(uid: number): boolean {
+  return uid >= ID_BASE && uid < ID_BASE + CELL_SLOTS * ID_COUNT
+}
 
 export type PlanRequest = {
   id: string
@@ -34,8 +40,11 @@ export type PlanRequest = {
   handed: { name: string; content: string; mode: number }[]
 }
 
-/** Everything that the spawner needs to know, decided here: the native side decides nothing. */
-export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPlan {
+/**
+ * Everything that the spawner needs to know, decided here: the native side decides nothing. `opened` gets descriptors that
+ * the plan needs until it has been handed over, also if this throws; the caller closes them.
+ */
+export function launchPlan(native: NativeAddon, request: PlanRequest, opened: number[]): LaunchPlan {
   const { contract, owner } = request
   const { authority, mode, limits, workspace } = contract.spec
   const enforce = mode === 'enforce'
@@ -43,7 +52,10 @@ export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPla
   const exec = authority.exec
   const interpreters = elfInterpreters()
 
-  const root = rootBuilder(owner.uid === 0 ? undefined : owner)
+  const writable = writableTrees(write)
+  const root = rootBuilder(writable, owner.uid === 0 ? undefined : owner)
+  // Where a job can write and nothing that it may execute lies, nothing is executed: neither by name nor through the loader.
+  const noexec = (tree: string): boolean => enforce && !exec.some(path => path === '*' || inside(path, tree))
   if (enforce) {
     for (const path of read) root.expose(path)
     if (exec.length > 0) for (const path of interpreters) root.expose(path)
@@ -51,7 +63,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPla
     const programs = new Set(exec.flatMap(path => [path, realpathOrNull(path)]))
     const folders = new Set(exec.filter(path => path !== '*' && !inside(path, WORKSPACE)).map(path => dirname(path)))
     // A program is also known by the links beside it ("sh" for "dash"), and by those of the top folder ("/bin" for "/usr/bin").
-    root.exposeLinks([...folders].filter(folder => existsSync(folder)), real => programs.has(real))
+    root.exposeLinks([...folders].filter(folder => statSync(folder, { throwIfNoEntry: false })?.isDirectory() === true), real => programs.has(real))
     root.exposeLinks(['/etc'], real => root.shows(real))
     root.exposeTopLinks()
     root.expose('/etc/ld.so.cache')
@@ -59,21 +71,17 @@ export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPla
     root.exposeHost()
   }
 
-  const writable = writableTrees(write, root)
   const mounts: Mount[] = [
     ...root.mounts(),
     { type: 'proc', target: '/proc' },
-    ...devices(),
-    { type: 'tmpfs', target: '/tmp', sizeBytes: 512 * MIB, mode: 0o1777 },
+    ...devices(noexec),
+    { type: 'tmpfs', target: '/tmp', sizeBytes: 512 * MIB, mode: 0o1777, noexec: noexec('/tmp') },
     ...ownFiles(request.id),
     { type: 'directory', target: HANDED, mode: 0o755 },
     ...request.handed.map(({ name, content, mode: bits }): Mount => ({ type: 'file', target: `${HANDED}/${name}`, content, mode: bits })),
   ]
-  for (const path of writable) mounts.push({ type: 'bind', source: path, target: path, readonly: false, recursive: false, asUser: owner, idmapOwner: owner })
-  if (workspace === 'shared') {
-    const readonly = enforce && !write.some(path => path === '/' || inside(path, WORKSPACE))
-    mounts.push({ type: 'bind', source: request.workspace, target: WORKSPACE, readonly, recursive: false, idmapOwner: owner })
-  }
+  for (const path of writable) mounts.push({ type: 'bind', source: path, target: path, readonly: false, recursive: false, noexec: noexec(path), asUser: owner, idmapOwner: owner })
+  if (workspace === 'shared') mounts.push(...workspaceMounts(native, request, enforce, noexec, opened))
 
   return {
     id: request.id,
@@ -86,10 +94,11 @@ export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPla
     hostname: 'cell',
     rootSizeBytes: 64 * MIB,
     mounts,
-    seccomp: filterFor(native, authority.syscall),
+    seccomp: filterFor(native, authority.syscall, enforce && !exec.includes('*')),
     landlock: enforce && native.landlockAbi() > 0 ? { rules: landlockRules(read, write, exec, interpreters) } : null,
     rlimits: [
-      { name: 'core', soft: 0, hard: 0 },
+      // Not 0: a core_pattern that is a pipe ignores the limit, except for 1 (core(5)), and its reader is the host's root.
+      { name: 'core', soft: 1, hard: 1 },
       { name: 'nofile', soft: limits.openFiles, hard: limits.openFiles },
       { name: 'memlock', soft: Math.min(memoryBytes(limits.memory), 64 * MIB), hard: Math.min(memoryBytes(limits.memory), 64 * MIB) },
     ],
@@ -99,26 +108,23 @@ export function launchPlan(native: NativeAddon, request: PlanRequest): LaunchPla
 }
 
 /**
- * Host trees that the job may write, as they really are: the spawner follows no link. One in another comes with it, and
- * nothing is mounted inside a tree that jobs can write. A missing one stays, for the spawner to refuse by name.
+ * Host trees that the job may write, named as the contract names them: the spawner follows no link, and refuses what leads
+ * through one. A tree in another comes with it.
  */
-function writableTrees(write: readonly string[], root: RootBuilder): string[] {
+export function writableTrees(write: readonly string[]): string[] {
   const ownOfCell = ['/proc', '/sys', '/dev', '/tmp', WORKSPACE]
-  const trees = write
-    .filter(path => path !== '/' && !ownOfCell.some(own => inside(path, own)))
-    .map(path => root.lead(path) ?? path)
-  return [...new Set(trees)].filter(path => !trees.some(other => other !== path && inside(path, other)))
+  return outermost(write.filter(path => path !== '/' && !ownOfCell.some(own => inside(path, own))))
 }
 
 const filters = new Map<string, Buffer>()
 const KEPT_FILTERS = 64
 
 /** Compiling a filter takes ten times as long as building the rest of a cell, and jobs come back with the same one. */
-function filterFor(native: NativeAddon, declared: Contract['spec']['authority']['syscall']): Buffer {
-  const key = JSON.stringify(declared)
+function filterFor(native: NativeAddon, declared: Contract['spec']['authority']['syscall'], programsListed: boolean): Buffer {
+  const key = JSON.stringify([declared, programsListed])
   const known = filters.get(key)
   if (known !== undefined) return known
-  const filter = native.buildSeccomp(seccompPlan(declared))
+  const filter = native.buildSeccomp(seccompPlan(declared, { programsListed }))
   if (filters.size >= KEPT_FILTERS) filters.delete(filters.keys().next().value!)
   filters.set(key, filter)
   return filter
@@ -148,14 +154,37 @@ function landlockRules(read: readonly string[], write: readonly string[], exec: 
   return [...rules].map(([path, access]) => ({ path, access: [...access] }))
 }
 
-function devices(): Mount[] {
+/**
+ * The caller's directory: whole and writable, or read-only with the granted parts of it writable on top, each found below
+ * its descriptor without following a link. Not there at all where the contract grants nothing in it.
+ */
+function workspaceMounts(native: NativeAddon, request: PlanRequest, enforce: boolean, noexec: (tree: string) => boolean, opened: number[]): Mount[] {
+  const { read, write } = request.contract.spec.authority.filesystem
+  const { exec } = request.contract.spec.authority
+  const mount = (source: number, target: string, readonly: boolean): Mount => ({ type: 'bind', source, target, readonly, recursive: false, noexec: noexec(target), idmapOwner: request.owner })
+  const granted = [...read, ...write, ...exec].some(path => path === '/' || path === '*' || inside(path, WORKSPACE))
+  if (enforce && !granted) return [{ type: 'directory', target: WORKSPACE, mode: 0o755 }]
+  const whole = !enforce || write.some(path => path === '/' || path === WORKSPACE)
+  if (whole) return [mount(request.workspace, WORKSPACE, false)]
+  const parts = outermost(write.filter(path => inside(path, WORKSPACE)))
+  return [mount(request.workspace, WORKSPACE, true), ...parts.map(path => {
+    const part = native.openBeneath(request.workspace, path.slice(WORKSPACE.length + 1), O_PATH, 0)
+    opened.push(part)
+    return mount(part, path, false)
+  })]
+}
+
+/** Linux's; Node names it nowhere (include/uapi/asm-generic/fcntl.h). */
+const O_PATH = 0o10_000_000 | constants.O_NOFOLLOW
+
+function devices(noexec: (tree: string) => boolean): Mount[] {
   const node = (name: string): Mount => ({ type: 'bind', source: `/dev/${name}`, target: `/dev/${name}`, readonly: false, recursive: false, device: true, noexec: true })
   const link = (name: string, to: string): Mount => ({ type: 'symlink', target: `/dev/${name}`, to })
   return [
     { type: 'tmpfs', target: '/dev', sizeBytes: MIB, mode: 0o755 },
     ...['null', 'zero', 'full', 'random', 'urandom', 'tty'].map(node),
     { type: 'devpts', target: '/dev/pts' },
-    { type: 'tmpfs', target: '/dev/shm', sizeBytes: 64 * MIB, mode: 0o1777 },
+    { type: 'tmpfs', target: '/dev/shm', sizeBytes: 64 * MIB, mode: 0o1777, noexec: noexec('/dev/shm') },
     link('fd', '/proc/self/fd'), link('stdin', '/proc/self/fd/0'), link('stdout', '/proc/self/fd/1'), link('stderr', '/proc/self/fd/2'), link('ptmx', 'pts/ptmx'),
   ]
 }
@@ -167,9 +196,4 @@ function ownFiles(id: string): Mount[] {
     file('/etc/hosts', '127.0.0.1 localhost\n::1 localhost\n127.0.1.1 cell\n'),
     file('/etc/hostname', `cell-${id}\n`),
   ]
-}
-
-/** `path` is `folder` or lies below it. */
-export function inside(path: string, folder: string): boolean {
-  return path === folder || path.startsWith(folder === '/' ? '/' : `${folder}/`)
 }

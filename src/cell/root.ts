@@ -1,9 +1,16 @@
 import { lstatSync, readdirSync, readlinkSync, realpathSync, statSync, type Stats } from 'node:fs'
 import { dirname, join, posix } from 'node:path'
+import { inside } from '../authority/paths.ts'
+import { AmbitError } from '../errors.ts'
 import type { Mount } from '../native.ts'
 
 /** Never part of a cell's view of the host, even when the contract grants "/": they are the cell's own, or doors to the host's services. */
 const OWN = new Set(['/proc', '/sys', '/dev', '/run', '/tmp', '/boot', '/workspace', '/lost+found', '/var/run'])
+/**
+ * Where links are followed: folders that the host's packages fill. Elsewhere a job that once could write there may have
+ * left a link, and would choose what a later cell gets to see.
+ */
+const LINKS_FOLLOWED = ['/usr', '/etc', '/opt', '/nix', '/snap']
 /** Files of /etc that a cell gets as its own. */
 const OWN_ETC = new Set(['resolv.conf', 'hosts', 'hostname', 'mtab'])
 
@@ -15,8 +22,6 @@ const OWN_ETC = new Set(['resolv.conf', 'hosts', 'hostname', 'mtab'])
 export type RootBuilder = {
   /** Shows a host path, read-only, with the links that lead to it. A path that does not exist is skipped. */
   expose(path: string): void
-  /** Makes the links that lead to a host path and returns where it really is; null if it is missing or the cell's own. */
-  lead(path: string): string | null
   /** Shows every top-level directory of the host but those that are the cell's own. */
   exposeHost(): void
   /** Links in the given directories that lead to a path for which `wanted` holds ("sh" for "dash"). */
@@ -28,7 +33,11 @@ export type RootBuilder = {
   mounts(): Mount[]
 }
 
-export function rootBuilder(asUser?: { uid: number; gid: number }): RootBuilder {
+/**
+ * `asUser`: whose rights decide what can be shown; without it root's. `writable`: granted trees that jobs may write.
+ * A path that leads through a link where none is followed throws CELL_FAILED.
+ */
+export function rootBuilder(writable: readonly string[], asUser?: { uid: number; gid: number }): RootBuilder {
   const binds = new Map<string, Mount>()
   const links = new Map<string, Mount>()
 
@@ -66,7 +75,10 @@ export function rootBuilder(asUser?: { uid: number; gid: number }): RootBuilder 
       if (OWN.has(at)) return null
       const stat = lstatOrNull(at)
       if (stat === null) return null
+      if (stat.isDirectory() && asUser !== undefined && !maySearch(stat, asUser)) return null
       if (stat.isSymbolicLink()) {
+        const trusted = dirname(at) === '/' || (LINKS_FOLLOWED.some(folder => inside(at, folder)) && !writable.some(tree => inside(at, tree)))
+        if (!trusted) throw linkRefused(path, at)
         const to = readlinkSync(at)
         link(at, to)
         return lead(posix.resolve(dirname(at), to, ...parts.slice(index + 1)), depth + 1)
@@ -92,7 +104,6 @@ export function rootBuilder(asUser?: { uid: number; gid: number }): RootBuilder 
 
   return {
     expose,
-    lead,
     exposeHost,
     exposeLinks(directories, wanted) {
       for (const directory of directories) {
@@ -134,6 +145,19 @@ function linksOf(directory: string): { path: string; real: string }[] {
   return links
 }
 
+function linkRefused(path: string, at: string): AmbitError {
+  return new AmbitError('CELL_FAILED', {
+    attempted: `show ${path} in the cell`, why: `${at} is a link, and jobs may have made it: links are followed in ${LINKS_FOLLOWED.join(', ')} only`,
+    remedy: 'name the path where the link leads in the contract',
+  })
+}
+
+/** A hint of permissions(7) without groups: what a caller may not look up is to them as if it were not there. The spawner asks the kernel. */
+function maySearch(stat: Stats, user: { uid: number; gid: number }): boolean {
+  const bit = stat.uid === user.uid ? 0o100 : stat.gid === user.gid ? 0o010 : 0o001
+  return (stat.mode & bit) !== 0
+}
+
 /** A directory before what lies in it. */
 function byDepth(a: Mount, b: Mount): number {
   return a.target.split('/').length - b.target.split('/').length || a.target.localeCompare(b.target)
@@ -145,7 +169,7 @@ function lstatOrNull(path: string): Stats | null {
     return lstatSync(path)
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
-    if (code === 'ENOENT' || code === 'ENOTDIR') return null
+    if (code === 'ENOENT' || code === 'ENOTDIR' || code === 'ENAMETOOLONG') return null
     throw error
   }
 }

@@ -16,16 +16,23 @@ export function daemonCommand(program: Command): void {
     .option('--issuers <file>', 'YAML: where GitHub App tokens and secrets come from')
     .option('--log-level <level>', 'trace, debug, info, warn, error', 'info')
     .addHelpText('after', `
-The feed's bearer token is in DIR/feed-token (mode 0600). SIGTERM ends every cell, seals its evidence and stops.`)
+The feed's bearer token is in DIR/feed-token (mode 0600); DIR/public-key.pem verifies the evidence. SIGTERM ends every cell, seals its evidence and stops.`)
     .action(async options => {
       const log = pino({ level: options.logLevel }, pino.destination({ dest: 2, sync: true }))
+      let fatal: (() => void) | undefined
+      const failed = new Promise<void>(resolve => { fatal = resolve })
       const daemon = await startDaemon({
+        onFatal: error => {
+          log.fatal({ err: error }, 'no cell can be built any more')
+          process.exitCode = 1
+          fatal?.()
+        },
         stateDir: options.state, socketPath: options.socket, socketGroup: options.group === undefined ? null : groupId(options.group),
         feedPort: port(options.feedPort), issuers: options.issuers === undefined ? NO_ISSUERS : readIssuers(options.issuers), log,
       })
-      await new Promise<void>(resolve => {
+      await Promise.race([failed, new Promise<void>(resolve => {
         for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.once(signal, () => resolve())
-      })
+      })])
       log.info('stopping')
       await daemon.stop()
     })

@@ -6,15 +6,16 @@ import { jobGrantOf } from '../contract/to-job.ts'
 import { writeContract } from '../contract/write.ts'
 import { AmbitError } from '../errors.ts'
 import { readBundle } from '../evidence/bundle.ts'
-import { verifyBundle } from '../evidence/verify.ts'
 import { readText } from '../text.ts'
 import { print } from './io.ts'
+import { trustedBundle } from './trusted.ts'
 
 export function narrowCommand(program: Command): void {
   program.command('narrow')
     .description('the contract, and the workflow file, cut down to what the evidence shows was used')
     .argument('<bundle>', 'the directory that ambit run --evidence wrote')
     .option('--contract <file>', 'narrow this contract instead of the one the cell ran under')
+    .option('--key <file>', 'public key (PEM) that must have signed; this host\'s daemon\'s if there is one')
     .option('--workflow <file>', 'narrow this GitHub workflow file as well')
     .option('--job <id>', 'the job in the workflow')
     .option('--diff', 'print unified diffs instead of the narrowed contract')
@@ -25,8 +26,7 @@ Example: ambit narrow ev --workflow .github/workflows/build.yml --job build --di
     .action(async (dir: string, options) => {
       // Imported here: the workflow parser takes longer to load than most commands take to run.
       const { narrowWorkflow, unifiedDiff } = await import('../pipeline/narrow.ts')
-      const verified = await verifyBundle(dir)
-      if (!verified.valid) throw new AmbitError('EVIDENCE_INVALID', { attempted: `narrow by ${dir}`, why: verified.problems[0] ?? 'it does not verify', remedy: '`ambit verify` tells more; evidence that was changed narrows nothing' })
+      const verified = await trustedBundle(dir, { key: options.key, lasting: options.write === true, attempted: `narrow by ${dir}` })
       const { contract: own, events } = await readBundle(dir)
       const before = options.contract === undefined ? own : readContractFile(options.contract)
       const narrowed = narrowContract(before, events)

@@ -1,19 +1,19 @@
 import type { Command } from 'commander'
 import { readContractFile } from '../contract/read.ts'
 import { appendLedger } from '../evidence/ledger.ts'
-import { verifyBundle } from '../evidence/verify.ts'
 import { readBundle } from '../evidence/bundle.ts'
-import { AmbitError } from '../errors.ts'
 import { judge } from '../verdict/verdict.ts'
 import { renderVerdict, verdictJson } from '../verdict/forms.ts'
 import { ledgerEntry } from '../verdict/ledger-entry.ts'
 import { colour, print, printJson } from './io.ts'
+import { trustedBundle } from './trusted.ts'
 
 export function verdictCommand(program: Command): void {
   program.command('verdict')
     .description('declared against used, kind by kind, from a stored evidence bundle')
     .argument('<bundle>', 'the directory that ambit run --evidence wrote')
     .option('--contract <file>', 'judge against this contract instead of the one the cell ran under')
+    .option('--key <file>', 'public key (PEM) that must have signed; this host\'s daemon\'s if there is one')
     .option('--json', 'the verdict as JSON')
     .option('--all', 'every row, nothing folded')
     .option('--ledger <dir>', 'add the verdict to this ledger, for the next audit')
@@ -22,8 +22,7 @@ export function verdictCommand(program: Command): void {
 Outcomes: used, unused, denied (tried, not declared, stopped), undeclared (done, not declared), and
 unobservable: the evidence cannot say. What was not observed is never called unused.`)
     .action(async (dir: string, options) => {
-      const verified = await verifyBundle(dir)
-      if (!verified.valid) throw new AmbitError('EVIDENCE_INVALID', { attempted: `judge ${dir}`, why: verified.problems[0] ?? 'it does not verify', remedy: '`ambit verify` tells more; evidence that was changed is not judged' })
+      const verified = await trustedBundle(dir, { key: options.key, lasting: options.ledger !== undefined, attempted: `judge ${dir}` })
       const { contract: own, events } = await readBundle(dir)
       const contract = options.contract === undefined ? own : readContractFile(options.contract)
       const verdict = judge(contract, events)

@@ -1,6 +1,6 @@
 import type { Command } from 'commander'
 import { verifyBundle } from '../evidence/verify.ts'
-import { readText } from '../text.ts'
+import { printable, readText } from '../text.ts'
 import { print, printJson } from './io.ts'
 
 export function verifyCommand(program: Command): void {
@@ -12,8 +12,8 @@ export function verifyCommand(program: Command): void {
     .action(async (dir: string, options) => {
       const report = await verifyBundle(dir, options.key === undefined ? {} : { publicKey: readText(options.key, 'the public key') })
       if (options.json) printJson(report)
-      else if (report.valid) print(`valid: ${report.records} records, cell ${report.cell}, head ${report.head}\nkey: ${report.key}`)
-      else print(`INVALID\n${report.problems.map(problem => `  ${problem}`).join('\n')}`)
+      else if (report.valid) print(`valid: ${report.records} records, cell ${printable(String(report.cell))}, head ${report.head}\nkey: ${report.key}`)
+      else print(`INVALID\n${report.problems.map(problem => `  ${printable(problem)}`).join('\n')}`)
       if (!report.valid) process.exitCode = 1
     })
 }

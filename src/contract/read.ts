@@ -1,20 +1,39 @@
 import { readFileSync } from 'node:fs'
-import { isAlias, isMap, isNode, isPair, isScalar, LineCounter, parseDocument, visit, type Document, type Node } from 'yaml'
+import { Composer, isAlias, isMap, isNode, isPair, isScalar, isSeq, Lexer, LineCounter, Parser, type CST, type Document, type Node } from 'yaml'
 import { z } from 'zod'
+import { NAMES } from '../authority/syscall-profiles.ts'
 import { closest } from '../authority/words.ts'
 import { AmbitError } from '../errors.ts'
 import { keysAt } from './keys.ts'
-import { contractSchema, type Contract } from './schema.ts'
+import { contractSchema, ENTRIES_MAX, type Contract } from './schema.ts'
 
 /** As much as one message to the daemon may hold. */
 const BYTES_MAX = 256 * 1024
+/** Words, marks, spaces and line ends. The most that a contract of 256 KiB can need as JSON is some 90 000. */
+const LEXEMES_MAX = 120_000
+/** Spaces, line ends, comments and properties in a row: the library looks through all of a row again for each comment in it. */
+const ROW_MAX = 2_000
+/** Collections in each other; a contract needs 6. The library's recursion is as deep. */
+const DEPTH_MAX = 32
+/** Keys, values, maps and lists; with all its lists full a contract has some 43 000. */
+const NODES_MAX = 50_000
+/** PATH_MAX is the longest that any text can be but a variable's value: URLs take time that grows with the square of their length. */
+const TEXT_MAX = 4_096
+const VARIABLES = ['spec', 'environment', 'set']
+const CALLS = ['spec', 'authority', 'syscall', 'allow']
+/** Of entries that are no calls or are there twice: the schema compares each entry with all names for the closest, which is slow. */
+const BAD_CALLS_MAX = 8
+/** Each is looked up in the document; four are told. */
+const FAULTS_MAX = 64
 
 type Place = { line: number; column: number }
 type Fault = Place & { why: string; remedy: string; missing?: boolean }
+type TextFault = { at: number; why: string; remedy?: string }
 
 /**
  * Reads a contract from YAML or JSON. `file` is what errors call it. Throws CONTRACT_INVALID with the place of the first
- * fault; nothing of a faulty contract is used.
+ * fault; nothing of a faulty contract is used. The daemon reads what a stranger sends: the work stays near to linear in the
+ * length of the text, whatever it holds.
  */
 export function readContract(text: string, file: string): Contract {
   const lines = new LineCounter()
@@ -25,33 +44,37 @@ export function readContract(text: string, file: string): Contract {
   const refuse = ({ why, remedy, line, column }: Fault): never => {
     throw new AmbitError('CONTRACT_INVALID', { attempted: 'read the contract', why, remedy, where: { file, line, column } })
   }
+  const refuseText = ({ at, why, remedy }: TextFault): never => refuse({ ...placeOf(at), why, remedy: remedy ?? 'mend the YAML at that place' })
   const top = { line: 1, column: 1 }
   if (Buffer.byteLength(text) > BYTES_MAX) refuse({ ...top, why: `it is larger than ${BYTES_MAX / 1024} KiB`, remedy: 'a contract names directories, not every file in them' })
 
   let document: Document.Parsed
   let data: unknown
   try {
-    document = parseDocument(text, { lineCounter: lines, prettyErrors: false, stringKeys: true })
-    const fault = document.errors[0] ?? document.warnings[0] ?? structureFault(document)
-    if (fault !== undefined) {
-      const several = 'code' in fault && fault.code === 'MULTIPLE_DOCS'
-      refuse({ ...placeOf(fault.pos[0]), why: several ? 'it holds several documents' : /call stack/i.test(fault.message) ? 'it is nested too deeply' : sentence(fault.message), remedy: several ? 'a contract is one document: remove all from "---" on' : 'mend the YAML at that place' })
-    }
+    const composed = composedOf(text, lines)
+    if ('why' in composed) return refuseText(composed)
+    document = composed.document
+    const fault = structureFault(document)
+    if (fault !== undefined) refuseText(fault)
     data = document.toJS()
   } catch (error) {
     if (error instanceof AmbitError) throw error
-    // The parser and the conversion recurse: nesting that no contract has ends in a RangeError.
-    return refuse({ ...top, why: error instanceof RangeError ? 'it is nested too deeply' : sentence((error as Error).message), remedy: 'write the contract as plain maps and lists' })
+    return refuse({ ...top, why: sentence((error as Error).message), remedy: 'write the contract as plain maps and lists' })
   }
   if (data === null || data === undefined) refuse({ ...top, why: 'it is empty', remedy: 'a contract starts with "apiVersion: ambit/v1" and "kind: Cell"' })
 
   const parsed = contractSchema.safeParse(data)
   if (parsed.success) return parsed.data as Contract
-  const faults = parsed.error.issues.flatMap(issue => faultsOf(issue, document, placeOf))
-    // A key is often missing because it is misspelt: the misspelling is told first.
-    .sort((a, b) => Number(a.missing ?? false) - Number(b.missing ?? false) || a.line - b.line || a.column - b.column)
+  const faults: Fault[] = []
+  let count = 0
+  for (const issue of parsed.error.issues) {
+    count += issue.code === 'unrecognized_keys' ? issue.keys.length : 1
+    faults.push(...faultsOf(issue, document, placeOf, FAULTS_MAX - faults.length))
+  }
+  // A key is often missing because it is misspelt: the misspelling is told first.
+  faults.sort((a, b) => Number(a.missing ?? false) - Number(b.missing ?? false) || a.line - b.line || a.column - b.column)
   const [first, ...rest] = faults as [Fault, ...Fault[]]
-  const more = rest.length === 0 ? '' : `; also ${rest.slice(0, 3).map(fault => `line ${fault.line}: ${fault.why}`).join('; ')}${rest.length > 3 ? `; and ${rest.length - 3} more` : ''}`
+  const more = rest.length === 0 ? '' : `; also ${rest.slice(0, 3).map(fault => `line ${fault.line}: ${fault.why}`).join('; ')}${count > 4 ? `; and ${count - 4} more` : ''}`
   return refuse({ ...first, why: first.why + more })
 }
 
@@ -72,32 +95,116 @@ export function readContractFile(path: string): Contract {
   return readContract(text, path)
 }
 
-/** What YAML has and a contract must not: one part that stands for another makes it other than it looks. */
-function structureFault(document: Document.Parsed): { pos: [number, number]; message: string } | undefined {
-  let fault: { pos: [number, number]; message: string } | undefined
-  visit(document, {
-    Node(_, node) {
-      const at = node.range?.[0] ?? 0
-      if (isAlias(node)) fault = { pos: [at, at], message: `the alias *${node.source} stands for another part: write it out` }
-      else if (node.anchor !== undefined) fault = { pos: [at, at], message: `the anchor &${node.anchor} has no use in a contract` }
-      else if (node.tag !== undefined && !/^tag:yaml\.org,2002:(map|seq|str|int|float|bool|null)$/.test(node.tag)) fault = { pos: [at, at], message: `the tag ${node.tag} has no meaning in a contract` }
-      return fault === undefined ? undefined : visit.BREAK
-    },
-    Pair(_, pair) {
-      const key = isScalar(pair.key) ? pair.key : undefined
-      // zod and JavaScript objects both lose this key without a word.
-      if (key?.value === '__proto__') fault = { pos: [key.range?.[0] ?? 0, 0], message: 'the key "__proto__" is not known' }
-      return fault === undefined ? undefined : visit.BREAK
-    },
-  })
-  return fault
+/** The text as the one YAML document that it holds, or its first fault. Keys may be there twice yet. */
+function composedOf(text: string, lines: LineCounter): { document: Document.Parsed } | TextFault {
+  // The library makes an Error of each fault and a hostile text has one in each character: their traces would be most of the work.
+  const { stackTraceLimit } = Error
+  Error.stackTraceLimit = 0
+  try {
+    const tokens = tokensOf(text, lines)
+    if ('why' in tokens) return tokens
+    let document: Document.Parsed | undefined
+    let second: Document.Parsed | undefined
+    for (const each of new Composer({ prettyErrors: false, stringKeys: true, uniqueKeys: false }).compose(tokens, true, text.length)) {
+      if (document === undefined) document = each
+      else {
+        second = each
+        break
+      }
+    }
+    const fault = document!.errors[0] ?? (second === undefined ? document!.warnings[0] : undefined)
+    if (fault !== undefined) return { at: fault.pos[0], why: sentence(fault.message) }
+    if (second !== undefined) return { at: second.range[0], why: 'it holds several documents', remedy: 'a contract is one document: remove all from "---" on' }
+    return { document: document! }
+  } finally {
+    Error.stackTraceLimit = stackTraceLimit
+  }
 }
 
-function faultsOf(issue: z.core.$ZodIssue, document: Document.Parsed, placeOf: (offset: number) => Place): Fault[] {
+/** The syntax tree, which grows no larger or deeper than contracts are: what comes after it recurses. */
+function tokensOf(text: string, lines: LineCounter): CST.Token[] | TextFault {
+  const parser = new Parser(lines.addNewLine)
+  const tokens: CST.Token[] = []
+  let lexemes = 0
+  let row = 0
+  lines.addNewLine(0)
+  for (const lexeme of new Lexer().lex(text)) {
+    const at = parser.offset
+    row = /^[\s#&!]/.test(lexeme) ? row + 1 : 0
+    if (++lexemes > LEXEMES_MAX) return { at, why: `it has more than ${LEXEMES_MAX} words and marks`, remedy: 'a contract names directories, not every file in them' }
+    if (row > ROW_MAX) return { at, why: 'too many empty lines or comments are in a row', remedy: 'remove those that are not needed' }
+    for (const token of parser.next(lexeme)) tokens.push(token)
+    // The document itself and a scalar are on it, too.
+    if (parser.stack.length > DEPTH_MAX + 2) return { at, why: `it is nested too deeply: more than ${DEPTH_MAX} maps and lists in each other`, remedy: 'write the contract as plain maps and lists' }
+  }
+  for (const token of parser.end()) tokens.push(token)
+  return tokens
+}
+
+/** What YAML has and a contract must not: one part that stands for another makes it other than it looks. */
+function structureFault(document: Document.Parsed): TextFault | undefined {
+  let nodes = 0
+  const path: PropertyKey[] = []
+  const below = (step: PropertyKey, node: unknown): TextFault | undefined => {
+    path.push(step)
+    const fault = faultIn(node)
+    path.pop()
+    return fault
+  }
+  const faultIn = (node: unknown): TextFault | undefined => {
+    if (!isNode(node)) return undefined
+    const at = start(node) ?? 0
+    if (++nodes > NODES_MAX) return { at, why: `it has more than ${NODES_MAX} keys and values`, remedy: 'a contract names directories, not every file in them' }
+    if (isAlias(node)) return { at, why: `the alias *${node.source} stands for another part: write it out` }
+    if (node.anchor !== undefined) return { at, why: `the anchor &${node.anchor} has no use in a contract` }
+    if (node.tag !== undefined && !/^tag:yaml\.org,2002:(map|seq|str|int|float|bool|null)$/.test(node.tag)) return { at, why: `the tag ${node.tag} has no meaning in a contract` }
+    if (isScalar(node) && typeof node.value === 'string' && node.value.length > TEXT_MAX && !(path.length === 4 && beginsWith(path, VARIABLES))) {
+      return { at, why: `a text of ${node.value.length} characters is in it: only the value of a variable in ${VARIABLES.join('.')} may have more than ${TEXT_MAX}`, remedy: 'write less there' }
+    }
+    if (isMap(node)) {
+      const seen = new Set<unknown>()
+      for (const { key, value } of node.items) {
+        const name = isScalar(key) ? key.value : key
+        if (seen.has(name)) return { at: start(key) ?? at, why: 'map keys must be unique' }
+        // zod and JavaScript objects both lose this key without a word.
+        if (name === '__proto__') return { at: start(key) ?? at, why: 'the key "__proto__" is not known' }
+        if (seen.add(name).size > ENTRIES_MAX) return tooMany(path, node.items.length, start(key) ?? at)
+        const fault = faultIn(key) ?? below(String(name), value)
+        if (fault !== undefined) return fault
+      }
+    }
+    if (isSeq(node)) {
+      if (node.items.length > ENTRIES_MAX) return tooMany(path, node.items.length, start(node.items[ENTRIES_MAX]) ?? at)
+      if (path.length === CALLS.length && beginsWith(path, CALLS)) {
+        const names = new Set(NAMES)
+        const bad = node.items.filter(item => !(isScalar(item) && names.delete(String(item.value))))
+        if (bad.length > BAD_CALLS_MAX) return { at: start(bad[0]) ?? at, why: `${nameOf(path)}: ${bad.length} entries, from this one on, can be granted by no contract or are listed twice`, remedy: 'name each call once, as the kernel names it' }
+      }
+      for (const [index, item] of node.items.entries()) {
+        const fault = below(index, item)
+        if (fault !== undefined) return fault
+      }
+    }
+    return undefined
+  }
+  return faultIn(document.contents)
+}
+
+function beginsWith(path: readonly PropertyKey[], steps: readonly string[]): boolean {
+  return steps.every((step, index) => path[index] === step)
+}
+
+function tooMany(path: readonly PropertyKey[], count: number, at: number): TextFault {
+  return { at, why: `${nameOf(path)} holds ${count} entries: ${ENTRIES_MAX} is the most`, remedy: 'a contract names directories, not every file in them' }
+}
+
+/** At most `most` faults of one issue, which may be of many keys. */
+function faultsOf(issue: z.core.$ZodIssue, document: Document.Parsed, placeOf: (offset: number) => Place, most: number): Fault[] {
+  if (most <= 0) return []
   const name = nameOf(issue.path)
   if (issue.code === 'unrecognized_keys') {
-    return issue.keys.map(key => {
-      const known = keysAt(contractSchema, issue.path)
+    const known = keysAt(contractSchema, issue.path)
+    return issue.keys.slice(0, most).map(key => {
       const near = closest(key, known)
       return {
         ...placeOf(offsetOf(document, [...issue.path, key], true)),

@@ -16,6 +16,9 @@ const PIDS_MAX = 4_194_304
 /** Default of fs.nr_open. */
 const OPEN_FILES_MAX = 1_048_576
 
+/** Of a list or a map: what is done with some of them grows with the square of their length. The schemas of the kinds hold to it, too. */
+export const ENTRIES_MAX = 2_000
+
 /** A time as contracts write it, in seconds. */
 export function ttlSeconds(ttl: string): number {
   const match = /^(\d{1,9})(s|m|h)$/.exec(ttl)
@@ -45,6 +48,12 @@ const memory = z.string({ error: 'must be a size such as 512MiB or 2GiB' }).supe
 function whole(least: number, why: string, most: number): z.ZodNumber {
   return z.number({ error: `must be a whole number from ${least} to ${most}` }).int(`must be a whole number from ${least} to ${most}`)
     .min(least, `must be at least ${least}: ${why}`).max(most, `must be at most ${most}, which is the kernel's own limit`)
+}
+
+const tooMany = `holds more than ${ENTRIES_MAX} entries`
+
+function fewKeys(entries: Record<string, unknown>): boolean {
+  return Object.keys(entries).length <= ENTRIES_MAX
 }
 
 /** Text that survives every way it takes: files, JSON, a process's arguments. */
@@ -87,13 +96,13 @@ export const contractSchema = z.strictObject({
       openFiles: whole(16, 'the loader, the libraries and the standard streams of a program', OPEN_FILES_MAX).default(4096).describe('open descriptors of one process'),
     }).prefault({}).describe('what the cell may take of the host'),
     environment: z.strictObject({
-      pass: z.array(variable).default([]).superRefine((names, context) => {
+      pass: z.array(variable).max(ENTRIES_MAX, { error: tooMany, abort: true }).default([]).superRefine((names, context) => {
         const twice = repeated(names)
         if (twice !== undefined) context.addIssue({ code: 'custom', message: `${twice} is listed twice`, path: [names.lastIndexOf(twice)], input: names })
       }).describe('variables of the caller that enter the cell'),
-      set: z.record(variable, text.max(131_071, 'is longer than the kernel lets one string of an environment be')).default({}).describe('variables with fixed values; quote what YAML would take for a number or true'),
+      set: z.record(variable, text.max(131_071, 'is longer than the kernel lets one string of an environment be')).refine(fewKeys, tooMany).default({}).describe('variables with fixed values; quote what YAML would take for a number or true'),
     }).prefault({}).describe('the command\'s environment; nothing else of the caller\'s enters'),
-    hosts: z.record(hostName, z.string().refine(address => isIP(address) !== 0, 'must be an IPv4 or IPv6 address')).default({}).describe('names that resolve to a fixed address'),
+    hosts: z.record(hostName, z.string().refine(address => isIP(address) !== 0, 'must be an IPv4 or IPv6 address')).refine(fewKeys, tooMany).default({}).describe('names that resolve to a fixed address'),
     authority: authority.describe('what the cell may do; what is absent is not granted'),
   }).describe('how the cell runs'),
 })

@@ -1,8 +1,10 @@
-import { closeSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
 import { randomBytes } from 'node:crypto'
+import { constants } from 'node:os'
 import { dirname, join } from 'node:path'
 import type { Logger } from 'pino'
-import { CELL_SLOTS } from '../cell/plan.ts'
+import { inside } from '../authority/paths.ts'
+import { CELL_SLOTS, isCellId, writableTrees } from '../cell/plan.ts'
 import { startCell, tlsLibraries, type Cell, type CellHost, type EndReason } from '../cell/cell.ts'
 import { openCgroups } from '../cell/cgroup.ts'
 import { readContract } from '../contract/read.ts'
@@ -15,8 +17,10 @@ import { loadOrCreateKey } from '../evidence/sign.ts'
 import { EvidenceStore } from '../evidence/store.ts'
 import { native, type CellExit, type PeerCredentials } from '../native.ts'
 import { PACKAGE_ROOT, VERSION } from '../package.ts'
+import { closeLater, runDescriptors } from './descriptors.ts'
 import { openFeed } from './feed.ts'
 import { clientMessage, encodeDaemonMessage, type DaemonMessage, type RunMessage } from './protocol.ts'
+import { openSlots } from './slots.ts'
 
 export type DaemonOptions = {
   /** Evidence, key, token: mode 0700. */
@@ -27,6 +31,8 @@ export type DaemonOptions = {
   feedPort: number
   issuers: Issuers
   log: Logger
+  /** The daemon can build no more cells: end it, and whoever supervises it starts another. */
+  onFatal(error: unknown): void
 }
 
 export type Daemon = {
@@ -47,6 +53,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   const addon = native()
   mkdirSync(options.stateDir, { recursive: true, mode: 0o700 })
   const key = loadOrCreateKey(options.stateDir)
+  writeFileSync(join(options.stateDir, 'public-key.pem'), key.publicPem)
   const store = new EvidenceStore(join(options.stateDir, 'evidence'), key)
   const release = join(PACKAGE_ROOT, 'build/Release')
   const cgroups = openCgroups()
@@ -63,7 +70,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   }
   const feed = await openFeed({ host: '127.0.0.1', port: options.feedPort, tokenFile: join(options.stateDir, 'feed-token'), store, log })
 
-  const slots = new Set<number>()
+  const slots = openSlots(CELL_SLOTS)
   const cells = new Map<number, Cell>()
   const running = new Set<Promise<void>>()
   /** Connections with a cell, built or being built, that went away meanwhile. */
@@ -82,27 +89,26 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   }
 
   const run = async (connection: number, peer: PeerCredentials, message: RunMessage, fds: number[]): Promise<void> => {
-    const free = [...Array(CELL_SLOTS).keys()].find(slot => !slots.has(slot))
-    if (free === undefined || stopping) {
-      throw new AmbitError('CELL_FAILED', { attempted: 'build the cell', why: stopping ? 'the daemon is stopping' : `${CELL_SLOTS} cells are running already`, remedy: 'try again later' })
-    }
-    slots.add(free)
+    if (stopping) throw new AmbitError('CELL_FAILED', { attempted: 'build the cell', why: 'the daemon is stopping', remedy: 'try again later' })
+    const { stdio, workspace, evidence } = runDescriptors(addon, fds, message.evidence, own)
     const id = `c${randomBytes(6).toString('hex')}`
-    const [stdin, stdout, stderr, workspace, evidence] = fds as [number, number, number, number, number?]
+    const slot = slots.take(peer.uid)
     try {
       const contract: Contract = readContract(message.contract.text, message.contract.file)
+      refuseOwn(contract, own)
       const credentials = await grantCredentials(contract, options.issuers, message)
       const cellLog = store.begin(id)
       let cell: Cell
       try {
         cell = await startCell(host, {
-          id, slot: free, contract, argv: message.argv, env: credentials.env, stdio: [stdin, stdout, stderr], workspace,
+          id, slot, contract, argv: message.argv, env: credentials.env, stdio, workspace,
           owner: { uid: peer.uid, gid: peer.gid }, handed: credentials.handed, credentials: credentials.events, credentialHooks: credentials.hooks,
           apiHosts: credentials.apiHosts,
         }, cellLog, credentials.revoke)
       } catch (error) {
         await credentials.revoke()
         await store.abandon(cellLog)
+        if (spawnerGone(error)) options.onFatal(error)
         throw error
       }
       cells.set(connection, cell)
@@ -133,15 +139,16 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       log.info({ cell: id, ...end }, 'cell ended')
       send(connection, { type: 'ended', cell: id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(id) })
     } finally {
-      slots.delete(free)
+      slots.give(slot)
       cells.delete(connection)
     }
   }
 
   const receive = (connection: number, peer: PeerCredentials, packet: Buffer, fds: number[]): void => {
-    const close = (): void => { for (const fd of fds) closeSync(fd) }
+    const close = (): void => closeLater(fds)
     let message
     try {
+      if (isCellId(peer.uid)) throw new AmbitError('FORBIDDEN', { attempted: 'answer the request', why: 'it comes from a cell', remedy: 'a job can ask the daemon for nothing' })
       message = clientMessage(packet)
     } catch (error) {
       close()
@@ -149,10 +156,9 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       return
     }
     if (message.op === 'run') {
-      const wanted = message.evidence ? 5 : 4
-      if (fds.length !== wanted || busy.has(connection)) {
+      if (busy.has(connection)) {
         close()
-        fail(connection, new AmbitError('USAGE', { attempted: 'run a cell', why: busy.has(connection) ? 'this connection has one already' : `${fds.length} descriptors came, ${wanted} are needed`, remedy: 'use the ambit command to talk to the daemon' }))
+        fail(connection, new AmbitError('USAGE', { attempted: 'run a cell', why: 'this connection has one already', remedy: 'use the ambit command to talk to the daemon' }))
         return
       }
       busy.add(connection)
@@ -178,6 +184,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     cells.get(connection)?.kill('client-gone')
   }
   mkdirSync(dirname(options.socketPath), { recursive: true, mode: 0o755 })
+  const own = [...new Set([options.stateDir, dirname(options.socketPath)])].map(folder => realpathSync(folder))
   const control = new addon.Control(options.socketPath, options.socketGroup === null ? 0o600 : 0o660, options.socketGroup ?? 0, receive, left)
   // Whoever waits for the daemon reads this file; it appears whole or not at all.
   const ready = join(options.stateDir, 'daemon.json')
@@ -204,3 +211,19 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   }
 }
 
+/** A tree that a job may write is shown with its owner's rights: never one that holds the daemon's key. */
+function refuseOwn(contract: Contract, own: readonly string[]): void {
+  for (const path of writableTrees(contract.spec.authority.filesystem.write)) {
+    const held = own.find(folder => inside(folder, path) || inside(path, folder))
+    if (held !== undefined) throw new AmbitError('FORBIDDEN', { attempted: 'build the cell', why: `the contract grants writing to ${path}, and the daemon keeps its own in ${held}`, remedy: 'grant a directory that has nothing of the daemon in it' })
+  }
+}
+
+/** The spawner's socket is closed: it was killed, and took its cells along. */
+function spawnerGone(error: unknown): boolean {
+  const { cause } = error as { cause?: { code?: string; errno?: number } }
+  return cause?.code === 'NATIVE' && (cause.errno === constants.errno.EPIPE || cause.errno === ESHUTDOWN)
+}
+
+/** Node's list of errors lacks it (include/uapi/asm-generic/errno.h). */
+const ESHUTDOWN = 108

@@ -1,12 +1,12 @@
 import { spawn, type ChildProcess } from 'node:child_process'
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AmbitError } from '../errors.ts'
 import { PACKAGE_ROOT } from '../package.ts'
 
-export const DEFAULT_SOCKET = '/run/ambit/ambit.sock'
+const RUN = '/run/ambit'
+export const DEFAULT_SOCKET = `${RUN}/ambit.sock`
 
 export type PrivateDaemon = {
   socket: string
@@ -24,7 +24,9 @@ export async function startPrivateDaemon(options: { issuers?: string; environmen
       remedy: 'run this as root, or ask whoever runs this host to start `ambitd --group NAME`',
     })
   }
-  const dir = mkdtempSync(join(tmpdir(), 'ambit-daemon-'))
+  // Below /run, which no cell ever shows: in a temporary directory it could lie in the caller's own workspace.
+  mkdirSync(RUN, { recursive: true, mode: 0o755 })
+  const dir = mkdtempSync(join(RUN, 'private-'))
   const socket = join(dir, 'ambit.sock')
   const args = [join(PACKAGE_ROOT, 'dist/cli/main.js'), 'daemon', '--state', dir, '--socket', socket, '--feed-port', '0', '--log-level', 'warn']
   if (options.issuers !== undefined) args.push('--issuers', options.issuers)

@@ -31,7 +31,7 @@ export type RawHeader = { cell: bigint; /** nanoseconds since boot */ time: bigi
 export type RawExec = RawHeader & { kind: 'exec'; path: string
   /** What the process named, where that was a script that an interpreter runs. */
   script: string | null; argv: string[]; argvTruncated: boolean; dev: string; ino: string; unlinked: boolean }
-export type RawFile = RawHeader & { kind: 'file'; path: string; access: 'read' | 'write' | 'readwrite'; created: boolean; dev: string; ino: string; source: 'descriptor' | 'argument' }
+export type RawFile = RawHeader & { kind: 'file'; path: string; access: 'read' | 'write' | 'readwrite'; created: boolean; dev: string; ino: string; source: 'descriptor' | 'argument' | 'name' }
 export type RawFileFailed = RawHeader & { kind: 'file.failed'; path: string; access: 'read' | 'write' | 'readwrite'; errno: number }
 export type RawExecFailed = RawHeader & { kind: 'exec.failed'; path: string; errno: number }
 export type RawFork = RawHeader & { kind: 'fork'; child: number; childStart: bigint }
@@ -129,7 +129,7 @@ function decodeOne(record: Buffer, offset: number): RawEvent {
       if (kind === KIND.fileFailed) return { ...header, kind: 'file.failed', path: full, access, errno }
       return {
         ...header, kind: 'file', path: full, access, created: record[L.created] !== 0,
-        dev: device(record.readUInt32LE(L.dev)), ino: ino.toString(), source: record[L.source] === 1 ? 'descriptor' : 'argument',
+        dev: device(record.readUInt32LE(L.dev)), ino: ino.toString(), source: SOURCES[record[L.source]!] ?? 'argument',
       }
     }
     case KIND.fork:
@@ -178,6 +178,9 @@ function accessOf(bits: number, offset: number): 'read' | 'write' | 'readwrite' 
 function walked(path: Buffer, unreachable: number, cut: number): string {
   return (cut !== 0 ? '(truncated)' : unreachable !== 0 ? '(unreachable)' : '') + text(path)
 }
+
+/** By the numbers of enum ambit_source. */
+const SOURCES: readonly (RawFile['source'] | undefined)[] = [undefined, 'descriptor', 'argument', 'name']
 
 /** The argument of a call, joined to the directory that it starts from, with "." and ".." taken out as text. */
 function joined(base: Buffer, argument: Buffer, flags: number): string {

@@ -55,7 +55,7 @@ export const evidenceBody = z.discriminatedUnion('type', [
   z.object({ type: z.literal('exec.failed'), process, path: z.string(), errno: z.string(), onHost: z.boolean().describe('the path exists on the host: the cell withheld it') }),
   z.object({ type: z.literal('fork'), process, child: z.number().int() }),
   z.object({ type: z.literal('exit'), process, code: z.number().int().nullable(), signal: z.number().int().nullable() }),
-  z.object({ type: z.literal('file'), process, path: z.string().describe('as resolved in the cell'), access, created: z.boolean(), dev: z.string(), ino: z.string(), source: z.enum(['lsm', 'descriptor', 'argument']).describe('argument: the descriptor had vanished, the path is only what the process said') }),
+  z.object({ type: z.literal('file'), process, path: z.string().describe('as resolved in the cell'), access, created: z.boolean().describe('the file came into being, or its name was made or removed'), dev: z.string(), ino: z.string(), source: z.enum(['lsm', 'descriptor', 'argument', 'name']).describe('argument: the path is only what the process said; name: the same, of something looked at and not opened') }),
   z.object({ type: z.literal('file.failed'), process, path: z.string(), access, errno: z.string(), onHost: z.boolean() }),
   z.object({ type: z.literal('connect'), process, address: z.string(), port: z.number().int(), protocol: z.enum(['tcp', 'udp', 'other']) }),
   z.object({ type: z.literal('dns'), name: z.string(), rrtype: z.string(), decision, answers: z.array(z.string()), reason: z.string() }),

@@ -1,5 +1,6 @@
 import { Readable } from 'node:stream'
 import { getExtensionData, readTlsClientHello } from 'read-tls-client-hello'
+import { readHead } from './http-requests.ts'
 import { canonicalName } from './policy.ts'
 
 /** What the first bytes of a connection say of the server that is meant. */
@@ -23,10 +24,11 @@ export const MAX_FIRST_BYTES = 16 * 1024
  */
 export async function readFirstBytes(bytes: Buffer, ended: boolean): Promise<FirstBytes | null> {
   if (bytes.length === 0) return ended ? { kind: 'other' } : null
-  const found = looksLikeTls(bytes) ? await tls(bytes) : http(bytes)
+  const found = looksLikeTls(bytes) ? await tls(bytes) : plain(bytes)
   if (found !== null) return found
-  // No server answers half a head, and half a word may be a whole message of another protocol.
-  if (ended) return looksLikeTls(bytes) ? { kind: 'unclear', why: 'the connection ended inside its ClientHello' } : { kind: 'other' }
+  if (ended && looksLikeTls(bytes)) return { kind: 'unclear', why: 'the connection ended inside its ClientHello' }
+  // Half a word may be a whole message of another protocol; half a head is one that some servers answer.
+  if (ended) return looksLikeHttp(bytes.toString('latin1').split('\n', 1)[0]!) ? { kind: 'unclear', why: 'the connection ended inside an HTTP head' } : { kind: 'other' }
   return bytes.length < MAX_FIRST_BYTES ? null : { kind: 'unclear', why: `its first message is longer than ${MAX_FIRST_BYTES} bytes` }
 }
 
@@ -84,38 +86,53 @@ async function hello(message: Buffer): Promise<FirstBytes> {
   }
 }
 
-/** No server knows a method as long as this. */
-const MAX_METHOD = 64
-const METHOD = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/
+/** Preambles that a server may take off before it reads on (haproxy.org, proxy-protocol.txt): nothing after them is where it seems. */
+const PROXY_V2 = Buffer.from('\r\n\r\n\0\r\nQUIT\n', 'latin1')
 
-/** HTTP/1 (RFC 9112): every name in the head must be the same one, the target's too, or a server might heed the other. */
-function http(bytes: Buffer): FirstBytes | null {
-  let start = 0
-  while (bytes[start] === 13 || bytes[start] === 10) start += 1
-  if (start === bytes.length) return null
-  const text = bytes.toString('latin1', start)
+/** What is not TLS as it is today: HTTP by the reading of any server, however lenient, must be HTTP by the strict one. */
+function plain(bytes: Buffer): FirstBytes | null {
+  // RFC 5246, E.2: an SSL 2.0 hello that asks for a later version, without a name.
+  if (bytes[0]! >= 0x80 && (bytes.length < 3 || bytes[2] === 1)) {
+    if (bytes.length < 5) return null
+    if (bytes[3] === 3 || (bytes[3] === 0 && bytes[4] === 2)) return { kind: 'unclear', why: 'its hello is of SSL 2.0, which names no server' }
+  }
+  if (bytes.subarray(0, PROXY_V2.length).equals(PROXY_V2.subarray(0, bytes.length))) {
+    return bytes.length < PROXY_V2.length ? null : { kind: 'unclear', why: 'it starts with a PROXY preamble' }
+  }
+  const text = bytes.toString('latin1')
+  const blanks = /^[\t-\r\x1c- \x85\xa0]*/.exec(text)![0].length
+  if (blanks === text.length) return null
+  if (blanks > 0) return TCHAR.test(text[blanks]!) ? { kind: 'unclear', why: 'blanks come before its first word' } : { kind: 'other' }
+
   const newline = text.indexOf('\n')
-  const line = (newline < 0 ? text : text.slice(0, newline)).replace(/\r$/, '')
-  const method = /^[^ \t\v\f\r]*/.exec(line)![0]
-  if (method.length > MAX_METHOD || !METHOD.test(method) || /[^\s\x20-\xff]/.test(line)) return { kind: 'other' }
-  if (newline < 0) return null
-  if (line === 'PRI * HTTP/2.0') return { kind: 'http2' }
-  const target = /^\S+\s+(\S+)\s+HTTP\/\S*\s*$/i.exec(line)?.[1]
-  if (target === undefined) return { kind: 'other' }
-  const end = /\n\r?\n/.exec(text)
-  if (end === null) return null
-  const head = text.slice(newline + 1, end.index + 1)
-  // What is folded, oddly spaced or cut by a bare CR is read one way here and maybe another way by the server.
-  if (/^[ \t]/m.test(head) || /^host[^:\n]*[\s\0]:/im.test(head) || /\0|\r(?!\n)/.test(head)) return { kind: 'unclear', why: 'its HTTP head is malformed' }
-  const names = new Set([...head.matchAll(/^host:(.*)$/gim)].map(field => authority(field[1]!.trim())))
-  if (/^connect$/i.test(method)) names.add(authority(target))
-  else if (/^[a-z][a-z0-9+.-]*:\/\//i.test(target)) names.add(authority(target.replace(/^[^:]*:\/\//, '').replace(/[/?#].*$/, '')))
-  if (names.size > 1 || names.has(null)) return { kind: 'unclear', why: 'its HTTP head names no host, or several' }
-  return { kind: 'http', host: [...names][0] ?? null }
+  const line = newline < 0 ? text : text.slice(0, newline)
+  const word = WORD.exec(line)![0].length
+  if (word === line.length && newline < 0) return null
+  // git's own protocol (gitprotocol-pack): "git-upload-pack /path", but in no way HTTP.
+  if (word === line.length || !/[\t\v\f\r ]/.test(line[word]!) || /^[0-9a-f]{4}git-/.test(line)) return { kind: 'other' }
+  if (line.startsWith('PROXY ')) return { kind: 'unclear', why: 'it starts with a PROXY preamble' }
+  if (looksLikeHttp(line)) {
+    if (newline >= 0 && line === 'PRI * HTTP/2.0\r') return { kind: 'http2' }
+    const read = newline < 0 ? null : readHead(bytes)
+    return read === null ? null : 'why' in read ? { kind: 'unclear', why: read.why } : { kind: 'http', host: read.head.host }
+  }
+  return newline < 0 && /^[\t\v\f\r -\xff]*$/.test(line) ? null : { kind: 'other' }
 }
 
-/** The host of `host:port`; null if it is none. */
-function authority(text: string): string | null {
-  const found = /^(\[[0-9a-f:.]+\]|[^:@[\]\s]+)(?::\d*)?$/i.exec(text)
-  return found === null ? null : canonicalName(found[1]!)
+const TCHAR = /[!#$%&'*+.^_`|~0-9A-Za-z-]/
+const WORD = new RegExp(`^${TCHAR.source}*`)
+/**
+ * A line, maybe the start of one, that some server takes for a request: HTTP/0.9 has no version, old servers put up with any,
+ * and nginx heeds the host of a target without one.
+ */
+const HTTP_LINES = [
+  /[\t\v\f\r ]HTTP\//i,
+  new RegExp(`^${TCHAR.source}+[\\t\\v\\f\\r ]+(?:/|[a-z][a-z0-9+.-]*://)`, 'i'),
+  /^(?:GET|HEAD|POST|PUT|DELETE|PATCH|TRACE)[\t\v\f\r ]+[^\t\v\f\r ]/,
+  /^(?:OPTIONS|PRI)[\t\v\f\r ]+\*/i,
+  /^CONNECT[\t\v\f\r ]+[^\t\v\f\r {]+:\d/i,
+]
+
+function looksLikeHttp(line: string): boolean {
+  return HTTP_LINES.some(one => one.test(line))
 }

@@ -2,6 +2,8 @@ import { connect, type Server, type Socket } from 'node:net'
 import type { EvidenceBody } from '../evidence/records.ts'
 import { parseAddress, type Address } from './addresses.ts'
 import { MAX_FIRST_BYTES, readFirstBytes, type FirstBytes } from './first-bytes.ts'
+import { httpGuard } from './http-guard.ts'
+import type { Objection } from './http-requests.ts'
 import type { Journal } from './journal.ts'
 import { isSynthetic, type Names } from './names.ts'
 import type { Policy } from './policy.ts'
@@ -14,6 +16,8 @@ const MAX_CONNECTIONS = 512
 /** How long a client may take over its first message, once it has begun it. */
 const FIRST_BYTES_MS = 10_000
 const CONNECT_MS = 30_000
+/** How long a connection that is cut may take to close, ms. */
+const CUT_MS = 500
 
 export type RelayOptions = {
   policy: Policy
@@ -32,7 +36,13 @@ export type Relay = {
 }
 
 /** Where a connection may go, before a byte of it was read. */
-export type Route = Ruling & { candidates: string[]; target: string; byAddress: boolean }
+export type Route = Ruling & {
+  candidates: string[]
+  target: string
+  byAddress: boolean
+  /** The contract itself gives the name this address: no other site shares it but by the contract's will. */
+  mapped: boolean
+}
 
 /**
  * Rules on an address as it was dialled. The name comes only from what this cell's resolver gave: never from the address,
@@ -42,7 +52,7 @@ export function ruleOnAddress({ policy, names }: Pick<RelayOptions, 'policy' | '
   const text = address.toString()
   const mapped = names.mappedAt(address)
   const candidates = mapped === undefined ? names.of(address) : [mapped.name]
-  const route = { candidates, target: mapped?.target ?? text, byAddress: false, name: candidates[0] ?? null, nameSource: candidates.length > 0 ? 'resolver' : 'none' } as const
+  const route = { candidates, target: mapped?.target ?? text, byAddress: false, mapped: mapped !== undefined, name: candidates[0] ?? null, nameSource: candidates.length > 0 ? 'resolver' : 'none' } as const
   const refused = (reason: string): Route => ({ ...route, decision: 'refused', reason })
   const allowed = (reason: string): Route => ({ ...route, decision: 'allowed', reason })
 
@@ -76,8 +86,10 @@ export function ruleOnFirstBytes(policy: Policy, route: Route, port: number, fir
   if (first.kind === 'unclear') return doubt(first.why)
   if (first.kind === 'other') return own
   if (first.kind === 'tls' && first.ech) return doubt('an encrypted ClientHello can hide another name (browsers: turn EncryptedClientHello off)', open === null ? own : ruleOnFirstBytes(policy, route, port, { ...first, ech: false }))
-  const claimed = first.kind === 'tls' ? first.sni : first.kind === 'http' ? first.host : null
-  const what = first.kind === 'tls' ? 'TLS' : first.kind === 'http' ? 'HTTP' : 'HTTP/2'
+  // Its requests name their servers in compressed frames, each its own.
+  if (first.kind === 'http2') return route.mapped ? own : doubt('HTTP/2 in clear can name another server in each request')
+  const claimed = first.kind === 'tls' ? first.sni : first.host
+  const what = first.kind === 'tls' ? 'TLS' : 'HTTP'
   if (claimed === null) return candidates.length === 1 ? own : doubt(`${what} without a name, at an address that stands for ${list(candidates)}`)
   const nameSource = first.kind === 'tls' ? 'sni' : 'host'
   if (candidates.includes(claimed)) {
@@ -90,6 +102,16 @@ export function ruleOnFirstBytes(policy: Policy, route: Route, port: number, fir
   const mismatch = `${what} names ${shown}, but the address was resolved for ${list(candidates)}`
   // Allowed, it keeps the name that was resolved: else a job could pass any server off as a declared one.
   return open === null ? { decision: 'refused', name: shown, nameSource, reason: mismatch } : { ...own, reason: `${own.reason}; ${mismatch}` }
+}
+
+/**
+ * Why a request may not follow on a connection that was ruled on by its first one. Even a declared name may not, if it is another
+ * one: a flow is told by one name. Clients keep a connection to each name.
+ */
+export function objectionTo(route: Route, ruling: Ruling, host: string | null): Objection | null {
+  if (host === null ? route.candidates.length === 1 : host === ruling.name) return null
+  const named = host === null ? 'no server' : printable(host)
+  return { why: `a later HTTP request names ${named}, on a connection to ${ruling.name ?? 'an address without a name'}`, host }
 }
 
 /**
@@ -124,7 +146,12 @@ export function openRelay(options: RelayOptions): Relay {
       return
     }
     const held = carry(client, route, port, policy, options.firstBytesMs ?? FIRST_BYTES_MS)
-    const entry = { cut: held.cut, told: held.done.then(end => { live.delete(entry); tell(end.ruling, end.bytesOut, end.bytesIn) }) }
+    const entry = { cut: held.cut, told: held.done.then(end => {
+      live.delete(entry)
+      tell(end.ruling, end.bytesOut, end.bytesIn)
+      // What was used was used, and what was refused is told too: one connection, two acts.
+      if (end.refused !== null) tell(end.refused, 0, 0)
+    }) }
     live.add(entry)
   }
 
@@ -139,12 +166,19 @@ export function openRelay(options: RelayOptions): Relay {
   }
 }
 
-type End = { ruling: Ruling; bytesOut: number; bytesIn: number }
+type End = {
+  ruling: Ruling
+  /** What a connection that was allowed tried later on. */
+  refused: Ruling | null
+  bytesOut: number
+  bytesIn: number
+}
 
 /** Carries one connection to its end. */
 function carry(client: Socket, route: Route, port: number, policy: Policy, firstBytesMs: number): { cut(why: string): void; done: Promise<End> } {
   let ruling: Ruling = route
-  let bytesOut = 0
+  let refused: Ruling | null = null
+  let sent = frozen(0)
   const note = (why: string): void => { ruling = { ...ruling, reason: `${ruling.reason}; ${why}` } }
   client.setNoDelay(true)
   const server = connect({ host: route.target, port, allowHalfOpen: true, noDelay: true, keepAlive: true })
@@ -169,6 +203,14 @@ function carry(client: Socket, route: Route, port: number, policy: Policy, first
   server.on('error', failed('server'))
   client.on('error', failed('client'))
 
+  const objected = ({ why, host }: Objection): 'cut' | 'pass' => {
+    note(why)
+    if (policy.open(port) !== null) return 'pass'
+    refused = { decision: 'refused', name: host === null ? ruling.name : printable(host), nameSource: host === null ? ruling.nameSource : 'host', reason: why }
+    both()
+    return 'cut'
+  }
+
   gate(client, firstBytesMs, (first, bytes) => {
     ruling = ruleOnFirstBytes(policy, route, port, first)
     if (ruling.decision === 'refused') {
@@ -176,23 +218,40 @@ function carry(client: Socket, route: Route, port: number, policy: Policy, first
       return
     }
     if (server.destroyed) return
-    server.once('close', () => { bytesOut = connected ? Math.max(0, server.bytesWritten - server.writableLength) : 0 })
+    sent = () => (connected ? Math.max(0, server.bytesWritten - server.writableLength) : 0)
+    server.once('close', () => { sent = frozen(sent()) })
+    // At an address that was dialled by name, HTTP/1 can ask for another name in each request.
+    if (first.kind === 'http' && !route.byAddress && objectionTo(route, ruling, first.host) === null) {
+      const guard = httpGuard(server, { admit: head => objectionTo(route, ruling, head.host), hidden: route.mapped, objected })
+      guard.pipe(server)
+      guard.write(bytes)
+      client.pipe(guard)
+      return
+    }
     if (bytes.length > 0) server.write(bytes)
     client.pipe(server)
   })
 
   const closings = [client, server].map(socket => new Promise<void>(resolve => { socket.once('close', () => resolve()) }))
-  const done = Promise.all(closings).then((): End => {
+  let giveUp = (): void => {}
+  const waited = new Promise<void>(resolve => { giveUp = resolve })
+  const done = Promise.race([Promise.all(closings), waited]).then((): End => {
     clearTimeout(late)
-    return { ruling, bytesOut, bytesIn: server.bytesRead }
+    return { ruling, refused, bytesOut: sent(), bytesIn: server.bytesRead }
   })
   return {
     done,
     cut(why) {
       note(why)
       both()
+      // Node was seen to destroy a socket without ever telling that it is closed; a cell's end must not wait for that.
+      setTimeout(giveUp, CUT_MS)
     },
   }
+}
+
+function frozen(value: number): () => number {
+  return () => value
 }
 
 /** Holds the client's bytes back until they say which server is meant; `pass` then gets them all. */

@@ -1,10 +1,14 @@
-import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { elfInterpreters, rootBuilder } from '../../src/cell/root.ts'
 
-const dir = mkdtempSync('/var/tmp/ambit-root-')
-t.teardown(() => rmSync(dir, { recursive: true, force: true }))
+const dir = mkdtempSync('/opt/ambit-root-')
+const elsewhere = mkdtempSync('/var/tmp/ambit-root-')
+t.teardown(() => { for (const one of [dir, elsewhere]) rmSync(one, { recursive: true, force: true }) })
+// Another user must be able to look in.
+chmodSync(dir, 0o755)
+chmodSync(elsewhere, 0o755)
 mkdirSync(join(dir, 'real/deep'), { recursive: true })
 writeFileSync(join(dir, 'real/deep/file'), '')
 symlinkSync('real', join(dir, 'link'))
@@ -12,7 +16,7 @@ symlinkSync(join(dir, 'link/deep'), join(dir, 'chain'))
 symlinkSync('loop', join(dir, 'loop'))
 
 t.test('what is exposed is bound where it really is, with the links that lead there', t => {
-  const root = rootBuilder({ uid: 7, gid: 8 })
+  const root = rootBuilder([], { uid: 7, gid: 8 })
   root.expose(join(dir, 'chain/file'))
   t.same(root.mounts(), [
     { type: 'bind', source: join(dir, 'real/deep/file'), target: join(dir, 'real/deep/file'), readonly: true, recursive: true, optional: true, asUser: { uid: 7, gid: 8 } },
@@ -26,17 +30,29 @@ t.test('what is exposed is bound where it really is, with the links that lead th
   t.end()
 })
 
-t.test('a path that is to be written is led to and resolved, but not shown', t => {
-  const root = rootBuilder()
-  t.equal(root.lead(join(dir, 'link/deep')), join(dir, 'real/deep'))
-  t.same(root.mounts(), [{ type: 'symlink', target: join(dir, 'link'), to: 'real' }])
-  for (const path of [join(dir, 'missing'), join(dir, 'real/deep/file/below'), join(dir, 'loop'), '/proc/self', '/etc/resolv.conf', '/tmp/x']) t.equal(root.lead(path), null, path)
-  t.equal(root.lead('/'), '/')
+t.test('a link that a job may have made leads nowhere', t => {
+  symlinkSync(join(dir, 'real'), join(elsewhere, 'planted'))
+  const refused = (writable: string[], path: string): void => { t.throws(() => rootBuilder(writable).expose(path), { code: 'CELL_FAILED', message: /is a link/ }, path) }
+  refused([], join(elsewhere, 'planted/deep'))
+  refused([dir], join(dir, 'link/deep'))
+  rootBuilder([join(dir, 'real')]).expose(join(dir, 'link/deep'))
+  t.end()
+})
+
+t.test('what the caller may not look up is as if it were not there', t => {
+  mkdirSync(join(elsewhere, 'closed/in'), { recursive: true })
+  chmodSync(join(elsewhere, 'closed'), 0o700)
+  const mine = rootBuilder([], { uid: 7, gid: 8 })
+  for (const path of ['closed/in', 'closed/missing']) mine.expose(join(elsewhere, path))
+  t.same(mine.mounts(), [])
+  const roots = rootBuilder([])
+  roots.expose(join(elsewhere, 'closed/in'))
+  t.equal(roots.mounts().length, 1)
   t.end()
 })
 
 t.test('missing paths and the cell\'s own are skipped; the host is shown without them', t => {
-  const root = rootBuilder()
+  const root = rootBuilder([])
   for (const path of [join(dir, 'missing'), join(dir, 'loop'), '/dev/mem', '/run', '/etc/hosts']) root.expose(path)
   t.same(root.mounts().filter(({ type }) => type === 'bind'), [])
   root.expose('/')

@@ -1,5 +1,6 @@
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, linkSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
@@ -68,6 +69,8 @@ async function observe(list: (string | number)[], options: { cwd?: string; probe
     rmdirSync(folder)
   }
 }
+/** What was opened or changed; what was only looked at (the loader and Python look a lot) has a test of its own. */
+const opened = (seen: Seen): Extract<EvidenceBody, { type: 'file' }>[] => seen.of('file').filter(file => file.source !== 'name')
 const counts = (succeeded: number, failed = 0, refused = 0, unfinished = 0): object => ({ succeeded, failed, refused, unfinished })
 const path = (name: string): string => join(dir, name)
 
@@ -154,14 +157,14 @@ t.test('forks and exits name both processes, the code and the signal', async t =
   t.equal(fork!.process.pid, seen.pid)
   t.match(seen.of('exit'), [{ process: { pid: fork!.child }, code: 3, signal: null }, { process: { pid: seen.pid }, code: null, signal: 15 }])
   t.equal(seen.of('exit').length, 2, 'a thread\'s end is no exit')
-  t.match(seen.of('file'), [{ path: '/etc/hosts' }], 'threads share what is seen of files')
+  t.match(opened(seen), [{ path: '/etc/hosts' }], 'threads share what is seen of files')
 })
 
 t.test('an opened file is told once for each way it is used, however it was opened', async t => {
   writeFileSync(path('one'), '1')
   linkSync(path('one'), path('twin'))
   const seen = await observe(['read', path('one'), 'read', path('one'), 'readwrite', path('one'), 'read', path('twin'), 'write', path('new'), 'creat', path('made'), 'openat2', path('linked'), 'open-at', dir, 'plain', 'mmap-i386-open', '/etc/hostname', 'open-handle', '/etc/hosts'], { cwd: '/' })
-  t.same(seen.of('file').map(({ path, access, created, source }) => [path, access, created, source]), [
+  t.same(opened(seen).map(({ path, access, created, source }) => [path, access, created, source]), [
     [path('one'), 'read', false, 'descriptor'],
     [path('one'), 'readwrite', false, 'descriptor'],
     [path('twin'), 'read', false, 'descriptor'],
@@ -174,30 +177,30 @@ t.test('an opened file is told once for each way it is used, however it was open
     ['/etc/hosts', 'read', false, 'descriptor'],
   ])
   const one = statSync(path('one'), { bigint: true })
-  t.match(seen.of('file')[0], { ino: String(one.ino), dev: `${one.dev >> 8n}:${one.dev & 0xffn}`, process: { pid: seen.pid, comm: 'acts' } })
+  t.match(opened(seen)[0], { ino: String(one.ino), dev: `${one.dev >> 8n}:${one.dev & 0xffn}`, process: { pid: seen.pid, comm: 'acts' } })
   const child = await observe(['read', '/etc/hosts', 'exec', acts, '-', 'read', '/etc/hosts'])
-  t.equal(child.of('file').length, 1, 'once for a cell, not for each program')
+  t.equal(opened(child).length, 1, 'once for a cell, not for each program')
 })
 
 t.test('a descriptor that another thread takes away does not take the act out of the evidence', async t => {
   const seen = await observe(['race', path('one'), 100_000])
-  t.ok(seen.of('file').length >= 1)
-  for (const file of seen.of('file')) t.match(file, { path: path('one'), access: 'read' })
-  t.match(seen.of('file').find(file => file.source === 'argument'), { ino: '0', dev: '0:0' }, 'only what the process said, and told as that')
-  t.ok(seen.of('file').length <= 2)
+  t.ok(opened(seen).length >= 1)
+  for (const file of opened(seen)) t.match(file, { path: path('one'), access: 'read' })
+  t.match(opened(seen).find(file => file.source === 'argument'), { ino: '0', dev: '0:0' }, 'only what the process said, and told as that')
+  t.ok(opened(seen).length <= 2)
 })
 
 t.test('relative paths, mounts and a changed root are seen as the process sees them', async t => {
   mkdirSync(path('root/etc'), { recursive: true })
   writeFileSync(path('root/etc/inner'), '')
   const seen = await observe(['chdir', path('root'), 'read', 'etc/inner', 'read', '../gone', 'read', './a/../b', 'bad-fd', 'lost', 'chroot', path('root'), 'read', '/etc/inner', 'read', '/proc/gone', 'read', '/etc/passwd', 'exit', 0])
-  t.same(seen.of('file').map(file => file.path), [path('root/etc/inner'), ], 'the same file by the same name is one')
+  t.same(opened(seen).map(file => file.path), [path('root/etc/inner'), ], 'the same file by the same name is one')
   t.same(seen.of('file.failed').map(({ path, errno, onHost }) => [path, errno, onHost]), [
     [path('gone'), 'ENOENT', false], [path('root/b'), 'ENOENT', false], ['(unknown)/lost', 'EBADF', false],
     ['/proc/gone', 'ENOENT', false], ['/etc/passwd', 'ENOENT', true],
   ], 'what the new root lacks and the host has')
   const inside = await observe(['chroot', path('root'), 'read', '/etc/inner', 'read', 'etc/nothing'])
-  t.match(inside.of('file'), [{ path: '/etc/inner' }])
+  t.match(opened(inside), [{ path: '/etc/inner' }])
   t.match(inside.of('file.failed'), [{ path: '/etc/nothing' }])
   const mounted = spawnSync('unshare', ['--mount', 'sh', '-c', `mount -t tmpfs none ${path('root/etc')} && mkdir -p ${path('root/etc/x/y')} && echo > ${path('root/etc/x/y/z')} && exec "$@"`, 'sh', 'true'])
   t.equal(mounted.status, 0)
@@ -209,7 +212,7 @@ t.test('relative paths, mounts and a changed root are seen as the process sees t
   await probes.flush()
   probes.removeCell(id)
   rmdirSync(folder)
-  t.match(log.find(body => body.type === 'file'), { path: path('root/etc/x/y/z') }, 'across a mount that only the cell has')
+  t.match(log.find(body => body.type === 'file' && body.source !== 'name'), { path: path('root/etc/x/y/z') }, 'across a mount that only the cell has')
 })
 
 t.test('a path longer than the kernel takes in one piece, and one that is deeper than can be walked, say so', async t => {
@@ -234,11 +237,54 @@ open('bottom', 'w')
   t.match(log.find(body => body.type === 'file' && body.path.endsWith('/bottom')), { path: /^\(truncated\)\/d\/d\// })
 })
 
+t.test('what is looked at and not opened, changed by descriptor, or spoken to by a socket\'s path is told', async t => {
+  const python = `import os, socket, sys
+open(sys.argv[1] + '/cgroup.procs', 'w').write('0')
+os.chdir(sys.argv[2])
+os.stat('looked')
+os.access('/etc/hostname', os.R_OK)
+os.readlink('link')
+fd = os.open('held', os.O_RDONLY)
+os.fstat(fd)
+os.fchmod(fd, 0o640)
+os.utime('timed', (0, 0))
+there = socket.socket(socket.AF_UNIX)
+there.connect('sock')
+bound = socket.socket(socket.AF_UNIX)
+bound.bind('made.sock')
+`
+  mkdirSync(path('look'))
+  for (const name of ['looked', 'held', 'timed']) writeFileSync(path(`look/${name}`), '')
+  symlinkSync('looked', path('look/link'))
+  const server = createServer().listen(path('look/sock'))
+  const { folder, id } = makeCell()
+  await probes.addCell(id, 0, [])
+  const log: EvidenceBody[] = []
+  probes.route(id, { append: body => { log.push(body) } })
+  const child = spawn('python3', ['-c', python, folder, path('look')], { stdio: ['ignore', 'ignore', 'inherit'] })
+  t.equal(await new Promise(resolve => child.once('close', resolve)), 0)
+  server.close()
+  await probes.flush()
+  probes.removeCell(id)
+  rmdirSync(folder)
+  const told = (name: string, source: string, access: string): void => {
+    t.ok(log.some(body => body.type === 'file' && body.path === path(`look/${name}`) && body.source === source && body.access === access), `${name} ${source} ${access}`)
+  }
+  told('looked', 'name', 'read')
+  told('link', 'name', 'read')
+  told('held', 'descriptor', 'read')
+  told('held', 'descriptor', 'readwrite')
+  told('timed', 'argument', 'write')
+  told('sock', 'argument', 'write')
+  told('made.sock', 'argument', 'write')
+  t.ok(log.some(body => body.type === 'file' && body.path === '/etc/hostname' && body.source === 'name'))
+})
+
 t.test('what changes a directory or an object is a write on its path', async t => {
   mkdirSync(path('w'))
   for (const name of ['old', 'older', 'cut']) writeFileSync(path(`w/${name}`), 'x')
   const seen = await observe(['chdir', path('w'), 'unlink', 'older', 'mkdir', 'sub', 'truncate', 'cut', 'rename', 'old', 'sub/new', 'unlink', '/nothing/here', 'mkdir', '/etc/hosts/x', 'mkdir', path('w/sub')])
-  t.same(seen.of('file').map(({ path, access, source }) => [path, access, source]), [
+  t.same(opened(seen).map(({ path, access, source }) => [path, access, source]), [
     [path('w/older'), 'write', 'descriptor'],
     [path('w/cut'), 'write', 'argument'],
     [path('w/sub/new'), 'write', 'argument'],
@@ -300,9 +346,9 @@ t.test('cell-init and its child before the first exec are not evidence; the comm
   }
   const seen = await start(['read', '/etc/hostname', 'read', '/nothing', 'getppid', '50', 'refuse', '39', 'try-exec', '/absent/acts', 'exec', acts, '-', 'read', '/etc/hosts', 'fork', '0', 'getppid', '7', 'exit', '6'])
   t.equal(seen.status, 6)
-  t.same(seen.log.map(body => body.type), ['exec', 'file', 'fork', 'exit', 'exit'])
+  t.same(seen.log.filter(body => body.type !== 'file' || body.source !== 'name').map(body => body.type), ['exec', 'file', 'fork', 'exit', 'exit'])
   t.match(seen.of('exec'), [{ path: acts, parent: seen.pid }])
-  t.match(seen.of('file'), [{ path: '/etc/hosts' }])
+  t.match(opened(seen), [{ path: '/etc/hosts' }])
   t.same(seen.call('getppid'), counts(7))
   t.same(seen.call('execve'), counts(1), 'the exec that made it the command is its first act')
   t.same(seen.call('openat'), counts(1))
@@ -314,7 +360,7 @@ t.test('cell-init and its child before the first exec are not evidence; the comm
   t.ok(never.losses.every(loss => loss.dropped === 0))
 
   const orphaned = await start(['exec', acts, '-', 'orphan', 'read', '/etc/hosts', 'getppid', '3'])
-  t.match(orphaned.of('file'), [{ path: '/etc/hosts' }], 'a job\'s orphan, which becomes cell-init\'s child, is no part of the set-up')
+  t.match(opened(orphaned), [{ path: '/etc/hosts' }], 'a job\'s orphan, which becomes cell-init\'s child, is no part of the set-up')
 })
 
 t.test('under a flood what was produced is what was delivered and what was dropped, to the event; what was dropped is told the next time', async t => {

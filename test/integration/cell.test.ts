@@ -1,5 +1,5 @@
 import { spawn, spawnSync } from 'node:child_process'
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { chmodSync, closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -168,21 +168,94 @@ t.test('a syscall outside the profile works bare, not in the cell', async t => {
 })
 
 t.test('nothing is left after a normal end, a ttl, a killed client', async t => {
-  run(SHELL, ['true'])
+  // What the daemon opens once and keeps is opened now.
+  for (let i = 0; i < 3; i++) run(SHELL, ['sh', '-c', 'sleep 1000 & exit 0'])
+  await sleep(300)
   const before = traces()
+  const settled = async (name: string): Promise<void> => {
+    // The daemon closes what a client sent on another thread.
+    for (let i = 0; i < 200 && JSON.stringify(traces()) !== JSON.stringify(before); i++) await sleep(50)
+    t.same(traces(), before, name)
+  }
   for (let i = 0; i < 5; i++) run(SHELL, ['sh', '-c', 'sleep 1000 & exit 0'])
-  t.same(traces(), before, 'normal ends, with an orphan each')
+  await settled('normal ends, with an orphan each')
   const short = contract(`authority:
   filesystem: { read: [/usr/lib, /usr/bin], write: [/tmp] }
   exec: ['*']
   syscall: { profile: build }`, 'enforce', '1s')
   t.equal(run(short, ['sh', '-c', 'trap "" TERM; while :; do sleep 0.1; done # marker-of-ambit-test']).status, 124, 'its time was over, and TERM did not help')
-  t.same(traces(), before, 'ttl')
+  await settled('ttl')
   const child = spawn(join(root, 'build/Release/ambit-client'), ['run', '--socket', socket, '--contract', SHELL, '--', 'sh', '-c', 'echo up; sleep 1000 # marker-of-ambit-test'], { cwd: work, stdio: ['ignore', 'pipe', 'ignore'] })
   await new Promise(resolve => child.stdout.once('data', resolve))
   child.kill('SIGKILL')
-  for (let i = 0; i < 200 && JSON.stringify(traces()) !== JSON.stringify(before); i++) await sleep(50)
-  t.same(traces(), before, 'killed client')
+  await settled('killed client')
+})
+
+t.test('a link that a job plants on a granted path does not lead a later cell to the host', async t => {
+  const victim = mkdtempSync('/var/tmp/ambit-victim-')
+  const tree = mkdtempSync('/var/tmp/ambit-tree-')
+  t.teardown(() => { for (const path of [victim, tree]) rmSync(path, { recursive: true }) })
+  for (const path of [victim, tree]) chmodSync(path, 0o755)
+  writeFileSync(join(victim, 'file'), 'untouched\n')
+  mkdirSync(join(tree, 'cache'))
+  const cache = contract(`authority:
+  filesystem: { read: [/usr/lib, /usr/bin], write: [${tree}] }
+  exec: ['*']
+  syscall: { profile: build }`)
+  const inner = (right: string): string => contract(`authority:
+  filesystem: { read: [/usr/lib, /usr/bin${right === 'read' ? `, ${tree}/cache` : ''}], write: [${right === 'write' ? `${tree}/cache` : ''}] }
+  exec: ['*']
+  syscall: { profile: build }`)
+  const write = ['sh', '-c', `echo changed > ${tree}/cache/file`]
+  t.equal(run(inner('write'), write).status, 0, 'before the link the grant works')
+  t.equal(run(cache, ['sh', '-c', `mv ${tree}/cache ${tree}/old && ln -s ${victim} ${tree}/cache`]).status, 0, 'the job plants it')
+  t.equal(spawnSync('cat', [`${tree}/cache/file`], { encoding: 'utf8' }).stdout, 'untouched\n', 'bare, it leads there')
+  const held = run(inner('write'), write)
+  t.not(held.status, 0)
+  t.match(held.stderr, /link/)
+  t.match(run(inner('read'), ['cat', `${tree}/cache/file`]).stderr, /is a link/)
+  t.equal(readFileSync(join(victim, 'file'), 'utf8'), 'untouched\n')
+})
+
+t.test('nothing is executed where a job can write, from memory, or through the loader, unless the contract says so', async t => {
+  writeFileSync(join(work, 'memfd.py'), 'import os, sys\nfd = os.memfd_create("x", 0)\nos.write(fd, open("/usr/bin/true", "rb").read())\nos.execve(fd, ["true"], {})\n')
+  const lists = (exec: string): string => contract(`authority:
+  filesystem: { read: [/usr/lib, /usr/bin], write: [/workspace, /tmp] }
+  exec: [${exec}]
+  syscall: { profile: build }`)
+  const python = spawnSync('readlink', ['-f', '/usr/bin/python3'], { encoding: 'utf8' }).stdout.trim()
+  const narrow = lists(`/usr/bin/bash, /usr/bin/cp, ${python}`)
+  const wide = lists('"*"')
+  for (const attack of ['cp /usr/bin/true here && ./here', 'cp /usr/bin/true /tmp/here && /tmp/here', 'cp /usr/bin/true here && /lib64/ld-linux-x86-64.so.2 ./here', 'exec python3 memfd.py']) {
+    t.equal(run(wide, ['bash', '-c', attack]).status, 0, `${attack}: works where any program is granted`)
+    t.not(run(narrow, ['bash', '-c', attack]).status, 0, attack)
+  }
+  t.equal(run(lists('/usr/bin/bash, /usr/bin/cp, /workspace/here'), ['bash', '-c', 'cp /usr/bin/true here && ./here']).status, 0, 'what the job builds can be granted')
+})
+
+t.test('a directory is no standard input, and the daemon\'s own folder no workspace', async t => {
+  const client = join(root, 'build/Release/ambit-client')
+  const go = (options: object): { status: number | null; stderr: string } => spawnSync(client, ['run', '--socket', socket, '--contract', SHELL, '--', 'true'], { cwd: work, encoding: 'utf8', ...options })
+  t.equal(go({}).status, 0)
+  const etc = openSync('/etc', 'r')
+  t.match(go({ stdio: [etc, 'pipe', 'pipe'] }), { status: 2, stderr: /standard input is a directory/ })
+  closeSync(etc)
+  t.match(go({ cwd: dir }), { status: 2, stderr: /holds the daemon's own/ })
+})
+
+t.test('only the granted part of the workspace can be changed', async t => {
+  mkdirSync(join(work, 'out'), { recursive: true })
+  writeFileSync(join(work, 'source.txt'), 'source\n')
+  const part = contract(`authority:
+  filesystem: { read: [/usr/lib, /usr/bin, /workspace], write: [/workspace/out] }
+  exec: ['*']
+  syscall: { profile: build }`)
+  t.equal(run(part, ['sh', '-c', 'cat source.txt > out/copy']).status, 0)
+  t.equal(readFileSync(join(work, 'out/copy'), 'utf8'), 'source\n')
+  for (const act of ['echo x > source.txt', 'chmod 777 source.txt', 'touch -d 2001-01-01 source.txt', 'mv source.txt out/']) {
+    t.not(run(part, ['sh', '-c', act]).status, 0, act)
+    t.equal(run(SHELL, ['sh', '-c', `${act}; cp out/copy source.txt`]).status, 0, `${act}: works where the whole is granted`)
+  }
 })
 
 t.test('limits hold: a memory bomb ends, and the verdict knows why', async t => {

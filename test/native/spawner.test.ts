@@ -342,7 +342,7 @@ t.test('a cell is in its groups from its first process on', async t => {
 t.test('twenty cells at once, each its own; hundreds of mounts in one', async t => {
   const all = await Promise.all(Array.from({ length: 20 }, (_, i) => sh(`echo ${i}; exit ${i}`)))
   t.same(all.map(({ exit, stdout }) => [exit.code, stdout]), all.map((_, i) => [i, `${i}\n`]))
-  const builder = rootBuilder()
+  const builder = rootBuilder([])
   builder.exposeHost()
   const binds = builder.mounts()
   const many = Array.from({ length: 300 }, (_, i): Mount => ({ type: 'bind', source: '/usr/share', target: `/many/${i}`, readonly: true, recursive: false }))

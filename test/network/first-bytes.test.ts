@@ -81,29 +81,50 @@ t.test('TLS that hides its name, or could, is never taken for something else', a
 
 t.test('HTTP names its host once, or is unclear', async t => {
   t.strictSame(await fed(text('GET / HTTP/1.1\r\nHost: A.Example:8080\r\n\r\n'), 3), { kind: 'http', host: 'a.example' })
-  t.strictSame(await fed(text('\r\nPOST /x HTTP/1.1\nAccept: */*\nhost:a.example.\n\nbody')), { kind: 'http', host: 'a.example' })
+  t.strictSame(await fed(text('POST /x HTTP/1.1\r\nAccept: */*\r\nhost:a.example.\r\nContent-Length: 6\r\n\r\na\n\nb\n\n')), { kind: 'http', host: 'a.example' })
   t.strictSame(await fed(text('GET http://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n')), { kind: 'http', host: 'a.example' })
-  t.strictSame(await fed(text('CONNECT evil.example:443 HTTP/1.1\r\n\r\n')), { kind: 'http', host: 'evil.example' })
   t.strictSame(await fed(text('GET / HTTP/1.0\r\n\r\n')), { kind: 'http', host: null })
   t.strictSame(await fed(text('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n')), { kind: 'http2' })
   t.strictSame(await fed(text('GET / HTTP/1.1\r\nHost: [2606:4700::1]:80\r\n\r\n')), { kind: 'http', host: '[2606:4700::1]' })
+  t.strictSame(await fed(text(`${'A'.repeat(80)} / HTTP/1.1\r\nHost: evil.example\r\n\r\n`), 3), { kind: 'http', host: 'evil.example' }, 'by any method')
   for (const [what, head] of Object.entries({
     'two hosts': 'GET / HTTP/1.1\r\nHost: a.example\r\nHost: evil.example\r\n\r\n',
     'a target of another host': 'GET http://evil.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n',
     'a relayed CONNECT': 'CONNECT evil.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n',
+    'a CONNECT to the server itself': 'CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n',
+    'a CONNECT without a version': 'CONNECT evil.example:443\r\n\r\n',
+    'an empty line first': '\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n',
+    'lines that end with LF only': 'GET / HTTP/1.1\nHost: a.example\n\n',
+    'a space first': ' GET / HTTP/1.1\r\nHost: a.example\r\n\r\n',
+    'a tab first': '\tGET / HTTP/1.1\r\nHost: a.example\r\n\r\n',
+    'a no-break space first': '\xa0GET / HTTP/1.1\r\nHost: a.example\r\n\r\n',
+    'two spaces': 'GET  / HTTP/1.1\r\nHost: a.example\r\n\r\n',
+    'a NUL in the request line': 'GET / HTTP/1.1\0\r\nHost: evil.example\r\n\r\n',
+    'a version that is none': 'GET / FOO\r\nHost: evil.example\r\n\r\n',
+    'HTTP/0.9': 'GET http://evil.example/\r\n',
+    'HTTP/0.9 without a slash': 'GET x\r\n',
+    'half a head, and the end': 'GET http://evil.example/',
+    'the same host twice': 'GET / HTTP/1.1\r\nHost: a.example\r\nHost: a.example\r\n\r\n',
+    'two ends': 'POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n',
+    'PROXY, version 1': 'PROXY TCP4 192.0.2.1 192.0.2.2 1 80\r\nGET / HTTP/1.1\r\nHost: evil.example\r\n\r\n',
+    'PROXY, version 2': '\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n',
+    'a hello of SSL 2.0': '\x80\x2e\x01\x03\x01\0\x15\0\0\0\x10',
+    'its first version': '\x80\x2e\x01\0\x02\0\x15\0\0\0\x10',
     'a folded field': 'GET / HTTP/1.1\r\nHost: a.example\r\n evil.example\r\n\r\n',
     'a space before the colon': 'GET / HTTP/1.1\r\nHost : evil.example\r\nHost: a.example\r\n\r\n',
     'a bare CR': 'GET / HTTP/1.1\r\nX: y\rHost: evil.example\r\nHost: a.example\r\n\r\n',
     'tabs in the request line': 'GET\thttp://evil.example/\tHTTP/1.1\r\nHost: a.example\r\n\r\n',
     'a user before the host': 'GET / HTTP/1.1\r\nHost: a.example@evil.example\r\n\r\n',
     'a head without end': `GET / HTTP/1.1\r\nHost: a.example\r\nX: ${'x'.repeat(MAX_FIRST_BYTES)}`,
-  })) t.match(await fed(text(head)), { kind: 'unclear' }, what)
+  })) for (const size of [1, 2, 7, head.length]) t.match(await fed(text(head), size), { kind: 'unclear' }, `${what}, ${size} at a time`)
 })
 
 t.test('other protocols are let be after their first bytes', async t => {
   for (const [what, bytes] of Object.entries({
     ssh: text('SSH-2.0-OpenSSH_9.2\r\n'), smtp: text('EHLO client\r\n'), redis: text('*1\r\n$4\r\nPING\r\n'), git: text('0032git-upload-pack /p.git\0host=a\0'),
-    postgres: Buffer.from([0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f]), mongo: Buffer.from([0x3f, 0, 0, 0]), sslv2: Buffer.from([0x80, 0x2e, 1, 3, 1]),
+    postgres: Buffer.from([0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f]), mongo: Buffer.from([0x3f, 0, 0, 0]), 'mongo with a length that is a blank': Buffer.from([0x20, 1, 0, 0]),
+    'mysql, 128 bytes': Buffer.from([0x80, 0, 0, 1]), imap: text('a1 LOGIN me secret\r\n'), nats: text('CONNECT {"verbose":false}\r\n'), stomp: text('CONNECT\nhost:a\n'), memcached: text('get key\r\n'), ftp: text('USER me\r\n'), rsync: text('@RSYNCD: 31.0\n'),
+    svn: text('( 2 ( edit'), irc: text('NICK me\r\n'), inline: text('PING\r\n'), gopher: text('/x\r\n'), amqp: text('AMQP\0\0\x09\x01'), socks: Buffer.from([5, 1, 0]),
   })) t.strictSame(await readFirstBytes(bytes, false), { kind: 'other' }, what)
   t.equal(await readFirstBytes(text('GE'), false), null, 'what may become HTTP waits')
   t.strictSame(await readFirstBytes(text('GE'), true), { kind: 'other' }, 'what ended before it became HTTP is none')

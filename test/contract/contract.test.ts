@@ -38,7 +38,7 @@ t.test('absent means none, and every default is filled in', async t => {
   })
 })
 
-t.test('the contracts that the benches and the integration tests write are contracts', async t => {
+t.test('the contracts that the benches write are contracts', async t => {
   const root = join(import.meta.dirname, '../..')
   let seen = 0
   for (const name of ['bench/launch.mjs', 'bench/build.mjs']) {
@@ -47,12 +47,7 @@ t.test('the contracts that the benches and the integration tests write are contr
       seen++
     }
   }
-  // As its helper does: the first argument indented below spec, the mode and the time behind it.
-  for (const [, spec, mode, ttl] of readFileSync(join(root, 'test/integration/cell.test.ts'), 'utf8').matchAll(/contract\(`([^`]*)`(?:, '(\w+)')?(?:, '(\w+)')?\)/g)) {
-    t.ok(readContract(`apiVersion: ambit/v1\nkind: Cell\nmetadata: { name: test }\nspec:\n  mode: ${mode ?? 'enforce'}\n  ttl: ${ttl ?? '30s'}\n  workspace: shared\n${spec!.replace(/^/gm, '  ')}\n`, 'cell.test.ts'))
-    seen++
-  }
-  t.ok(seen >= 8, `${seen} contracts`)
+  t.ok(seen >= 2, `${seen} contracts`)
 })
 
 t.test('JSON is read as well, and has the same digest', async t => {

@@ -113,7 +113,7 @@ t.test('a lenient server is asked for no other host by what goes on, whatever by
     if ((await asked(attack)).some(host => host.includes('evil'))) without += 1
     return !(await asked(whole(attack).passed)).some(host => host.includes('evil'))
   }), { numRuns: 1500 })
-  t.ok(without > 300, `${without} of 1500 work without the check`)
+  t.ok(without > 200, `${without} of 1500 work without the check`)
 })
 
 t.test('a first request may leave HTTP once the server agrees, and what follows waits for that', async t => {

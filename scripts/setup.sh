@@ -36,20 +36,21 @@ step() {
   text=$1; shift
   say "$text"
   began=$(date +%s)
+  before=$(wc -c <"$log")
   "$@" >>"$log" 2>&1 </dev/null &
   work=$!
   ticks=0
   while kill -0 "$work" 2>/dev/null; do
     sleep 0.2
     ticks=$((ticks + 1))
-    if [ $((ticks % 50)) -eq 0 ]; then say "  … $(( $(date +%s) - began )) s: $(tail -n 1 "$log" | tr -d '\r' | cut -c1-90)"; fi
+    if [ $((ticks % 50)) -eq 0 ]; then say "  … $(( $(date +%s) - began )) s: $(tail -c "+$((before + 1))" "$log" | tail -n 1 | tr -d '\r' | cut -c1-90)"; fi
   done
   if wait "$work"; then
     work=
     say "  done in $(( $(date +%s) - began )) s"
   else
     work=
-    tail -n 25 "$log" >&2
+    tail -c "+$((before + 1))" "$log" | tail -n 25 >&2
     die "failed: $text" "the whole log: $log"
   fi
 }

@@ -22,6 +22,8 @@ type Links = ReadonlyMap<string, string>
 type Failure = Act & { errno: string }
 type Used = {
   done: Record<Right, Map<string, Act>>
+  /** Looked at and not opened (stat, access, readlink…). */
+  looked: Map<string, Act>
   /** Paths that were made, not only written. */
   created: Set<string>
   failed: Record<Right, Map<string, Failure>>
@@ -67,6 +69,11 @@ function gapOf(used: Used, coverage: Coverage): string | undefined {
   return coverage.gaps('file')[0] ?? (used.unknown > 0 ? `${counted(used.unknown, 'file was', 'files were')} opened under paths that could not be read` : undefined)
 }
 
+/** A directory that leads to a granted path exists in every cell that has the grant, as do the top-level ones. */
+function isThereAnyway(path: string, granted: readonly string[]): boolean {
+  return posix.dirname(path) === '/' || granted.some(grant => inside(grant, path))
+}
+
 function unsureGap(used: Used): string | undefined {
   return used.unsure === undefined ? undefined : `a change is known by its name alone (${used.unsure}), and a link may have led it here`
 }
@@ -76,7 +83,7 @@ export const filesystem: AuthorityKind<Declared, Used> = {
   name: 'filesystem',
   schema,
   fromJob: () => ({ read: ['/'], write: ['/workspace', '/tmp'] }),
-  nothingUsed: () => ({ done: { read: new Map(), write: new Map() }, created: new Set(), failed: { read: new Map(), write: new Map() }, unknown: 0, unsure: undefined, links: new Map() }),
+  nothingUsed: () => ({ done: { read: new Map(), write: new Map() }, looked: new Map(), created: new Set(), failed: { read: new Map(), write: new Map() }, unknown: 0, unsure: undefined, links: new Map() }),
 
   observe(event: EvidenceEvent, used) {
     if (event.type === 'cell.started') used.links = new Map(Object.entries(event.links ?? {}))
@@ -85,7 +92,8 @@ export const filesystem: AuthorityKind<Declared, Used> = {
       if (pathUnknown(event.path) || (said && event.access !== 'write')) used.unknown++
       else if (said) used.unsure ??= event.path
       if (cellsOwn(event.path) || !grantable(event.path)) return
-      for (const right of rights(event.access)) note(used.done[right], event.path, event.process)
+      if (event.source === 'name') note(used.looked, event.path, event.process)
+      else for (const right of rights(event.access)) note(used.done[right], event.path, event.process)
       if (event.created) used.created.add(event.path)
     }
     // A program of the job's own is read to be executed; the others are the exec kind's.
@@ -135,8 +143,10 @@ export const filesystem: AuthorityKind<Declared, Used> = {
     }), folder => covers(declared.write, folder))
     const all = [...declared.read, ...declared.write]
     const kept = write.flatMap(grant => places(grant, links))
-    const seen = [...used.done.read.keys()].filter(path => allows(declared, 'read', path, links) && !covers(kept, path))
-    const read = gathered(seen.map(path => {
+    const readable = (path: string): boolean => allows(declared, 'read', path, links) && !covers(kept, path)
+    const opened = [...used.done.read.keys()].filter(readable)
+    const looked = [...used.looked.keys()].filter(path => readable(path) && !isThereAnyway(path, [...kept, ...opened]))
+    const read = gathered([...opened, ...looked].map(path => {
       if (!covers(all, path)) return holding(all, path, links)[0]!
       const own = generalised(path)
       return covers(all, own) ? own : outermost(all.filter(grant => inside(path, grant)))[0]!
@@ -154,11 +164,13 @@ function byName(a: readonly [string, unknown], b: readonly [string, unknown]): n
 function grantRow(right: Right, grant: string, used: Used, gap: string | undefined): Comparison {
   const below = (acts: Map<string, Act>): [string, Act][] => [...acts].filter(([path]) => covers(places(grant, used.links), path))
   const done = below(used.done[right])
+  const looks = right === 'read' ? below(used.looked) : []
   const row = (outcome: Outcome, count: number, proof: string): Comparison => ({ grant: `${right} ${grant}`, outcome, declared: true, count, proof })
   if (done.length > 0) {
     const [path, { first }] = done[0]!
     return row('used', done.reduce((sum, [, act]) => sum + act.count, 0), `${counted(done.length, 'path')}, first ${path} by ${who(first)}`)
   }
+  if (looks.length > 0) return row('used', looks.length, `${counted(looks.length, 'path')} looked at and not opened, first ${looks[0]![0]} by ${who(looks[0]![1].first)}`)
   if (gap !== undefined) return row('unobservable', 0, gap)
   const failed = below(used.failed[right]) as [string, Failure][]
   if (failed.length > 0) return row('unused', 0, `tried and failed: ${some(failed.map(([path, { errno }]) => `${path} (${errno})`), 2)}`)
@@ -167,7 +179,8 @@ function grantRow(right: Right, grant: string, used: Used, gap: string | undefin
 }
 
 function undeclaredRows(declared: Declared, right: Right, used: Used): Comparison[] {
-  const acts = [...used.done[right]].filter(([path]) => !allows(declared, right, path, used.links))
+  const looks = right === 'read' ? [...used.looked].filter(([path]) => !isThereAnyway(path, [...declared.read, ...declared.write])) : []
+  const acts = [...used.done[right], ...looks].filter(([path]) => !allows(declared, right, path, used.links))
   return gathered(acts.map(([path]) => generalised(path)), () => true).map(folder => {
     const below = acts.filter(([path]) => inside(path, folder))
     const [path, { first }] = below[0]!

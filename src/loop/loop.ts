@@ -238,9 +238,11 @@ function writeIssuers(dir: string, settings: LoopSettings, server: LocalServer |
   return path
 }
 
+/** Long lists are cut: the whole contract lies among the results. */
 function shortContract(contract: Contract): string {
   const short = structuredClone(contract)
-  const { syscall, filesystem, exec } = short.spec.authority
-  const text = writeContract({ ...short, spec: { ...short.spec, authority: { ...short.spec.authority, syscall: { ...syscall, allow: [] }, filesystem: { ...filesystem, read: [] }, exec: [] } } })
-  return `${text.trimEnd()}\n# and ${syscall.allow.length} syscalls, ${filesystem.read.length} readable paths, ${exec.length} programs: ${exec.slice(0, 12).join(' ')}${exec.length > 12 ? ' …' : ''}`
+  const { syscall, filesystem } = short.spec.authority
+  const cut = (list: string[]): string[] => (list.length > 8 ? [...list.slice(0, 7), `… and ${list.length - 7} more`] : list)
+  short.spec.authority = { ...short.spec.authority, exec: cut(short.spec.authority.exec), syscall: { ...syscall, allow: cut(syscall.allow) }, filesystem: { read: cut(filesystem.read), write: cut(filesystem.write) } }
+  return writeContract(short).trimEnd()
 }

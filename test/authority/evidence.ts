@@ -17,6 +17,10 @@ export const startedWhere = (links: Record<string, string>): EvidenceBody => ({
 })
 export const file = (path: string, access: Body<'file'>['access'] = 'read', created = false): EvidenceBody =>
   ({ type: 'file', process: P, path, access, created, dev: '8:1', ino: '1', source: 'descriptor' })
+export const looked = (path: string): EvidenceBody =>
+  ({ type: 'file', process: P, path, access: 'read', created: false, dev: '0:0', ino: '0', source: 'name' })
+export const changed = (path: string): EvidenceBody =>
+  ({ type: 'file', process: P, path, access: 'write', created: false, dev: '0:0', ino: '0', source: 'argument' })
 export const fileFailed = (path: string, errno = 'ENOENT', onHost = true, access: Body<'file'>['access'] = 'read'): EvidenceBody =>
   ({ type: 'file.failed', process: P, path, access, errno, onHost })
 export const exec = (path: string, unlinked = false): EvidenceBody =>

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { filesystem } from '../../src/authority/filesystem.ts'
-import { coverage, file, fileFailed, startedWhere } from './evidence.ts'
+import { changed, coverage, exec, file, fileFailed, looked, startedWhere } from './evidence.ts'
 import type { EvidenceBody } from '../../src/evidence/records.ts'
 
 const used = (events: EvidenceBody[]) => {
@@ -31,6 +31,24 @@ t.test('a grant that is a link stands for where it leads, and keeps its name', a
   t.same(rows(declared, events), ['read /etc/localtime: used', 'read /opt: unused', 'write /srv/now: used'])
   t.same(narrow(declared, events), { read: ['/etc/localtime'], write: ['/srv/now'] })
   t.ok(rows(declared, events.slice(1)).includes('write /srv/2026/a: undeclared'), 'where they are no links they are other files')
+})
+
+t.test('what is looked at and not opened is used, and its parents come without being granted', async t => {
+  const events = [looked('/'), looked('/usr'), looked('/usr/share'), file('/usr/share/zoneinfo/UTC'), looked('/etc/apt'), looked('/lib')]
+  t.same(rows({ read: ['/etc/apt', '/usr'] }, events), ['read /etc/apt: used', 'read /usr: used'])
+  t.same(narrow({ read: ['/'] }, events), { read: ['/etc/apt', '/usr/share/zoneinfo'], write: [] })
+  t.same(rows({ read: ['/usr/share/zoneinfo'] }, events), ['read /usr/share/zoneinfo: used', 'read /etc/apt: undeclared'])
+})
+
+t.test('a change that is known by its name alone leaves open where it went: no grant to write is called unused', async t => {
+  const declared = { write: ['/srv/a', '/srv/b'] }
+  t.same(rows(declared, [changed('/srv/a/link/x')]), ['write /srv/a: used', 'write /srv/b: unobservable'])
+  t.same(narrow(declared, [changed('/srv/a/link/x')]).write, declared.write)
+  t.same(rows(declared, [changed('/proc/self/fd/3')]), ['write /srv/a: unobservable', 'write /srv/b: unobservable'])
+})
+
+t.test('a program of the job\'s own is read by executing it', async t => {
+  t.same(narrow({ read: ['/'], write: [] }, [exec('/workspace/build/x'), exec('/usr/bin/git')]), { read: ['/workspace'], write: [] })
 })
 
 t.test('what the cell withheld is denied; what is nowhere, or the file\'s own affair, is not', async t => {

@@ -22,6 +22,8 @@ type Used = {
   nameless: Map<string, Act>
   failed: Map<string, Act & { errno: string }>
   unknown: number
+  /** How often the dynamic loader was started as a program: what it then ran is not known by name. */
+  loader: number
   /** Granted paths that are links on the cell's host, and where they lead. */
   links: Map<string, string>
 }
@@ -32,6 +34,9 @@ function note<T extends Act>(acts: Map<string, T>, path: string, act: T): void {
   else known.count++
 }
 
+/** The dynamic loaders of glibc and musl (ld.so(8)). */
+const LOADER = /\/ld-(?:linux[^/]*|musl[^/]*|[\d.]+)\.so(?:\.\d+)?$|\/ld\.so(?:\.\d+)?$/
+
 /** What was executed by a grant, which may name a link. */
 function ranBy(grant: string, used: Used): Act | undefined {
   return used.ran.get(grant) ?? used.ran.get(used.links.get(grant) ?? grant)
@@ -40,6 +45,7 @@ function ranBy(grant: string, used: Used): Act | undefined {
 const any = (declared: Declared): boolean => declared.includes('*')
 
 function gapOf(used: Used, coverage: Coverage): string | undefined {
+  if (used.loader > 0 && coverage.gaps('exec').length === 0) return `the dynamic loader was started ${counted(used.loader, 'time')} by itself, and what it ran is not known`
   return coverage.gaps('exec')[0] ?? (used.unknown > 0 ? `${counted(used.unknown, 'program')} ran under paths that could not be read` : undefined)
 }
 
@@ -48,12 +54,13 @@ export const exec: AuthorityKind<Declared, Used> = {
   name: 'exec',
   schema,
   fromJob: () => ['*'],
-  nothingUsed: () => ({ ran: new Map(), nameless: new Map(), failed: new Map(), unknown: 0, links: new Map() }),
+  nothingUsed: () => ({ ran: new Map(), nameless: new Map(), failed: new Map(), unknown: 0, loader: 0, links: new Map() }),
 
   observe(event, used) {
     if (event.type === 'cell.started') used.links = new Map(Object.entries(event.links ?? {}))
     if (event.type === 'exec') {
       const act = { count: 1, first: event.process }
+      if (LOADER.test(event.path)) used.loader++
       if (pathUnknown(event.path)) used.unknown++
       else if (event.unlinked || !grantable(event.path)) note(used.nameless, event.path, act)
       else note(used.ran, event.path, act)

@@ -42,7 +42,8 @@ export function evidenceSummary(records: readonly EvidenceRecord[]): string {
   const top = calls.sort((a, b) => b.count - a.count).slice(0, 12).map(call => `${call.name} ${call.count}`)
   const execs = new Map<string, number>()
   for (const { path } of of('exec')) execs.set(path, (execs.get(path) ?? 0) + 1)
-  const files = of('file')
+  const files = of('file').filter(file => file.source !== 'name')
+  const looked = of('file').length - files.length
   const folders = new Map<string, number>()
   for (const { path } of files) folders.set(path.split('/').slice(0, 3).join('/'), (folders.get(path.split('/').slice(0, 3).join('/')) ?? 0) + 1)
   const flows = of('flow')
@@ -52,7 +53,7 @@ export function evidenceSummary(records: readonly EvidenceRecord[]): string {
   return [
     `syscalls      ${calls.length} different, ${total} in all: ${top.join(', ')}`,
     `processes     ${of('exec').length} executions of ${execs.size} programs: ${top12(execs)}`,
-    `files         ${files.length} opened: ${top12(folders)}`,
+    `files         ${files.length} opened or changed, ${looked} only looked at: ${top12(folders)}`,
     `destinations  ${flows.length === 0 ? 'none' : [...new Set(flows.map(flow => `${printable(flow.name ?? flow.address)}:${flow.port} ${flow.decision}`))].join(', ')}`,
     `API calls     ${of('api.request').length}: ${[...new Set(of('api.request').map(call => `${call.method} ${printable(call.path)}`))].join(', ')}`,
     `credentials   ${of('credential').map(one => `${one.kind} ${one.name} ${one.outcome}`).join(', ') || 'none'}`,

@@ -40,6 +40,12 @@ t.test('a grant that is a link stands for where it leads, and keeps its name', a
   t.same(rows(['/bin/sh'], [exec('/usr/bin/dash')]), ['/bin/sh: unused', '/usr/bin/dash: undeclared'], 'where it is no link it is another program')
 })
 
+t.test('the loader started by itself makes silence mean nothing', async t => {
+  const events = [exec('/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2'), exec('/usr/bin/dash')]
+  t.same(rows(['/usr/bin/dash', '/usr/bin/git'], events), ['/usr/bin/dash: used', '/usr/bin/git: unobservable', '/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2: undeclared'])
+  t.same(narrow(['/usr/bin/git'], events), ['/usr/bin/git'])
+})
+
 t.test('what the cell withheld is denied; a search through PATH is not', async t => {
   t.same(rows([], [execFailed('/usr/bin/perl')]), ['/usr/bin/perl: denied'])
   t.same(rows([], [execFailed('/usr/bin/perl', 'EACCES')]), ['/usr/bin/perl: denied'])

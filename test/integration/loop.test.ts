@@ -70,6 +70,16 @@ t.test('bad input is named with its place and changes nothing', async t => {
   t.equal(spawnSync(ambit, ['loop', '--no-such-option']).status, 2)
 })
 
+t.test('without root it is said what root is needed for', async t => {
+  for (const args of [['doctor'], ['daemon', '--state', join(dir, 'never'), '--socket', join(dir, 'never/s')], ['run', '--contract', join(root, 'examples/contracts/minimal.yaml'), '--', 'true']]) {
+    // A user namespace without a map: the files are still ours to read, and nothing else is.
+    const { status, stderr } = spawnSync('unshare', ['--user', ambit, ...args], { encoding: 'utf8' })
+    t.equal(status, 2, args.join(' '))
+    t.match(stderr, /root/, args.join(' '))
+  }
+  t.notOk(existsSync(join(dir, 'never')), 'and nothing is half made')
+})
+
 t.test('every command has help', async t => {
   for (const command of ['loop', 'audit', 'run', 'verdict', 'narrow', 'verify', 'feed', 'doctor', 'daemon', 'completion']) {
     const { status, stdout } = spawnSync(ambit, [command, '--help'], { encoding: 'utf8' })

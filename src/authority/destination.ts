@@ -1,8 +1,6 @@
-import { isIP } from 'node:net'
 import ipaddr from 'ipaddr.js'
 import { z } from 'zod'
-
-type Address = ipaddr.IPv4 | ipaddr.IPv6
+import { blockHolds, parseAddress, parseBlock } from './addresses.ts'
 
 /** Lower case, without the root's dot: how names are compared. */
 export function canonicalName(name: string): string {
@@ -14,31 +12,9 @@ export function isName(name: string): boolean {
   return name.length <= 253 && !/(^|\.)(\d+|0x[0-9a-f]*)$/.test(name) && name.split('.').every(label => /^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$/.test(label))
 }
 
-/** An IPv4-mapped address is the IPv4 address that it means. Null: no address. */
-function parseAddress(text: string): Address | null {
-  // ipaddr.js takes "10" and "0x7f.1" as inet_aton did; nobody means those.
-  return isIP(text) === 0 || text.includes('%') ? null : ipaddr.process(text)
-}
-
 /** One form for each address: lower case, shortest. Null: no address. */
 export function canonicalAddress(text: string): string | null {
   return parseAddress(text)?.toString() ?? null
-}
-
-type Block = { base: Address; bits: number }
-
-function parseBlock(text: string): Block | null {
-  const [head, tail, more] = text.split('/') as [string, string?, string?]
-  const base = parseAddress(head)
-  if (base === null || more !== undefined) return null
-  const width = base.kind() === 'ipv4' ? 32 : 128
-  if (tail === undefined) return { base, bits: width }
-  const bits = /^\d{1,3}$/.test(tail) ? Number(tail) - (head.includes(':') && width === 32 ? 96 : 0) : -1
-  return bits >= 0 && bits <= width ? { base, bits } : null
-}
-
-function holds(outer: Block, address: Address): boolean {
-  return outer.base.kind() === address.kind() && address.match(outer.base as ipaddr.IPv4 & ipaddr.IPv6, outer.bits)
 }
 
 function canonicalHost(text: string): string | null {
@@ -85,7 +61,7 @@ export function matcherOf(grant: Grant): Matcher {
   if (!isBroad(grant)) return destination => destination.address === grant.host && fits(destination)
   return destination => {
     const address = fits(destination) && destination.address !== null ? parseAddress(destination.address) : null
-    return address !== null && holds(block, address)
+    return address !== null && blockHolds(block, address)
   }
 }
 
@@ -100,7 +76,7 @@ export function grantWithin(inner: Grant, outer: Grant): boolean {
   if (outer.host === '*' || outer.host === inner.host) return true
   if (inner.host === '*') return false
   const [small, large] = [parseBlock(inner.host), parseBlock(outer.host)]
-  if (small !== null || large !== null) return small !== null && large !== null && small.bits >= large.bits && holds(large, small.base)
+  if (small !== null || large !== null) return small !== null && large !== null && small.bits >= large.bits && blockHolds(large, small.base)
   return outer.host.startsWith('*.') && (inner.host.startsWith('*.') ? nameMatches(outer.host, inner.host.slice(2)) : nameMatches(outer.host, inner.host))
 }
 

@@ -9,19 +9,10 @@ import type { CellLog } from '../evidence/store.ts'
 import type { CellExit, NativeAddon, NativeSpawner, PreparedCell } from '../native.ts'
 import { openEgress, type Egress } from '../network/egress.ts'
 import type { Cgroups } from './cgroup.ts'
-import { launchPlan } from './plan.ts'
+import { launchPlan, type PlanRequest } from './plan.ts'
 import { realpathOrNull } from './root.ts'
 
-export type CellRequest = {
-  id: string
-  slot: number
-  contract: Contract
-  argv: string[]
-  env: string[]
-  stdio: [number, number, number]
-  workspace: number
-  owner: { uid: number; gid: number }
-  handed: { name: string; content: string; mode: number }[]
+export type CellRequest = Omit<PlanRequest, 'cgroups'> & {
   /** What happened with credentials before the start: part of the evidence. */
   credentials: EvidenceBody[]
   credentialHooks: HookReport[]

@@ -1,18 +1,6 @@
+import type { RawTls } from './decode.ts'
 import { parseAuthority, parseRequest, parseResponse, type Authority, type RequestHead } from './http.ts'
 import type { EvidenceBody, ProcessRef } from './records.ts'
-
-/** One successful TLS write or read, as bpf/tls.bpf.c reports it. */
-export type RawTls = {
-  process: ProcessRef
-  /** Address of the library's object: names the connection within the process until it is freed. */
-  session: string
-  direction: 'write' | 'read'
-  flavour: 'openssl' | 'gnutls'
-  /** Bytes that the call moved; 0: the object was freed. */
-  length: number
-  /** Their beginning: never more than `length`, and nothing at all for writes that the probes only count. */
-  data: Buffer
-}
 
 type Connection = {
   name: string

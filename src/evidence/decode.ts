@@ -40,15 +40,16 @@ export type RawConnect = RawHeader & { kind: 'connect'; address: string; port: n
 export type RawRefused = RawHeader & { kind: 'syscall.refused'; /** enum ambit_arch */ arch: number; nr: number
   /** 0: no errno came back: killed, trapped, or a filter that pretends success. */
   errno: number }
-/** The first bytes of one TLS write or read that succeeded. */
+/** One TLS write or read that succeeded, as bpf/tls.bpf.c reports it. */
 export type RawTls = {
   process: ProcessRef
-  /** The session object's address, hexadecimal: names the connection within the process. */
+  /** The session object's address, hexadecimal: names the connection within the process until it is freed. */
   session: string
   direction: 'write' | 'read'
   flavour: 'openssl' | 'gnutls'
-  /** Bytes that the call moved; `data` holds no more than 1024 of them. */
+  /** Bytes that the call moved; 0: the object was freed. */
   length: number
+  /** Their beginning, no more than 1024; nothing at all of writes that the probes only count. */
   data: Buffer
 }
 export type RawTlsEvent = RawHeader & RawTls & { kind: 'tls' }

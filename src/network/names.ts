@@ -1,6 +1,6 @@
 import ipaddr from 'ipaddr.js'
 import { canonicalName } from './policy.ts'
-import type { Address } from './addresses.ts'
+import type { Address } from '../authority/addresses.ts'
 
 /** Bounds what a job can make the daemon remember; the oldest is forgotten first, and then no longer trusted. */
 const MAX_ADDRESSES = 8192

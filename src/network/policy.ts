@@ -1,4 +1,5 @@
-import { barOf, blockHolds, ownAddresses, parseBlock, type Address, type Block } from './addresses.ts'
+import { blockHolds, parseBlock, type Address, type Block } from '../authority/addresses.ts'
+import { barOf, ownAddresses } from './addresses.ts'
 
 /** One declared destination. `host`: a name, `*.suffix`, `*`, an address or a CIDR block. */
 export type NetworkGrant = { host: string; port: number | '*' }

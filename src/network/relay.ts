@@ -1,6 +1,6 @@
 import { connect, type Server, type Socket } from 'node:net'
 import type { EvidenceBody } from '../evidence/records.ts'
-import { parseAddress, type Address } from './addresses.ts'
+import { parseAddress, type Address } from '../authority/addresses.ts'
 import { MAX_FIRST_BYTES, readFirstBytes, type FirstBytes } from './first-bytes.ts'
 import { httpGuard } from './http-guard.ts'
 import type { Objection } from './http-requests.ts'

@@ -2,7 +2,7 @@ import packet from 'dns-packet'
 import type { Journal } from './journal.ts'
 import type { Names } from './names.ts'
 import { canonicalName, type Policy } from './policy.ts'
-import { parseAddress, type Address } from './addresses.ts'
+import { parseAddress, type Address } from '../authority/addresses.ts'
 import type { Looked, Upstream } from './upstream.ts'
 
 /** RFC 1035, 4.1.1. */

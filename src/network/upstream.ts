@@ -1,7 +1,7 @@
 import { createSocket } from 'node:dgram'
 import { promises as dns } from 'node:dns'
 import { readFileSync, statSync } from 'node:fs'
-import { parseAddress, type Address } from './addresses.ts'
+import { parseAddress, type Address } from '../authority/addresses.ts'
 import { canonicalName } from './policy.ts'
 
 export type Looked =

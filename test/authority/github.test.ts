@@ -92,7 +92,7 @@ t.test('what cannot be read keeps every grant, and the proof says why', async t 
     t.same(narrow({ packages: 'write' }, events), { packages: 'write' }, `${name}: kept`)
   }
   const elsewhere: [string, EvidenceBody[]][] = [
-    ['HTTP/2 to another host', [unreadable('HTTP/2'), flow('registry.npmjs.org', 443)]],
+    ['HTTP/2 to another host', [unreadable('HTTP/2'), flow('www.example.org', 443)]],
     ['a connection that the relay refused', [flow('api.github.com', 443, { decision: 'refused' })]],
     ['a connection that carried nothing', [flow('api.github.com', 443, { bytesOut: 0 })]],
     ['git, which takes no packages', [flow('github.com', 443)]],

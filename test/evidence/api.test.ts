@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import t from 'tap'
-import { ApiReader, type RawTls } from '../../src/evidence/api.ts'
+import { ApiReader } from '../../src/evidence/api.ts'
+import type { RawTls } from '../../src/evidence/decode.ts'
 import { evidenceBody, type EvidenceBody } from '../../src/evidence/records.ts'
 import { parseAuthority, parseRequest, parseResponse, PATH_MAX, safePath } from '../../src/evidence/http.ts'
 

@@ -7,7 +7,8 @@ import { connect, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import t from 'tap'
-import { ApiReader, type RawTls } from '../../src/evidence/api.ts'
+import { ApiReader } from '../../src/evidence/api.ts'
+import type { RawTls } from '../../src/evidence/decode.ts'
 import type { EvidenceBody } from '../../src/evidence/records.ts'
 
 const root = join(import.meta.dirname, '../..')

@@ -59,24 +59,24 @@ t.test('offline-test: tests run, change nothing and reach nobody', async t => {
   t.match(run(contract('offline-test'), at, 'sh', './run-tests'), { status: 0, stdout: 'scratch\n' })
   t.not(run(contract('offline-test'), at, 'sh', '-c', 'echo changed > source').status, 0)
   t.equal(readFileSync(join(at, 'source'), 'utf8'), 'as it was\n')
-  t.equal(run(contract('offline-test'), at, 'curl', '--max-time', '10', 'https://deb.debian.org/').status, 6, 'no name resolves')
+  t.equal(run(contract('offline-test'), at, 'curl', '--max-time', '10', 'https://ftp.gnu.org/').status, 6, 'no name resolves')
 })
 
 t.test('fetch: the named host is reached, by that name and port only', async t => {
   // The host's part is played by a server of ours with a certificate for both names; only where the name leads is added.
   const state = join(dir, 'state')
-  const server = await startLocalServer(['node', 'server/main.mjs', '--state', 'STATE', '--repository', 'a/b', '--host', 'deb.debian.org', '--host', 'neighbour.test'], EXAMPLE, state)
+  const server = await startLocalServer(['node', 'server/main.mjs', '--state', 'STATE', '--repository', 'a/b', '--host', 'ftp.gnu.org', '--host', 'neighbour.test'], EXAMPLE, state)
   t.teardown(() => server.stop())
   const document = parse(readFileSync(contract('fetch'), 'utf8')) as { spec: { hosts: object; authority: { network: object[] } } }
-  document.spec.hosts = { 'deb.debian.org': '127.0.0.1', 'neighbour.test': '127.0.0.1' }
-  document.spec.authority.network = [{ host: 'deb.debian.org', port: server.port }]
+  document.spec.hosts = { 'ftp.gnu.org': '127.0.0.1', 'neighbour.test': '127.0.0.1' }
+  document.spec.authority.network = [{ host: 'ftp.gnu.org', port: server.port }]
   const file = join(dir, 'fetch.yaml')
   writeFileSync(file, stringify(document))
   const at = workspace('fetch', { 'ca.pem': server.ca })
   const fetch = (...args: string[]): { status: number | null; stdout: string } => run(file, at, 'curl', '--silent', '--max-time', '10', '--cacert', 'ca.pem', '--output', 'got', '--write-out', '%{http_code}', ...args)
-  t.match(fetch(`https://deb.debian.org:${server.port}/`), { status: 0, stdout: '401' })
+  t.match(fetch(`https://ftp.gnu.org:${server.port}/`), { status: 0, stdout: '401' })
   t.match(readFileSync(join(at, 'got'), 'utf8'), /Requires authentication/)
   t.not(fetch(`https://neighbour.test:${server.port}/`).status, 0, 'another name of the same address')
-  t.not(fetch(`https://deb.debian.org:${server.collectorPort}/`).status, 0, 'another port')
-  t.not(fetch('--connect-to', `neighbour.test:${server.port}:deb.debian.org:${server.port}`, `https://neighbour.test:${server.port}/`).status, 0, 'another name behind the granted one')
+  t.not(fetch(`https://ftp.gnu.org:${server.collectorPort}/`).status, 0, 'another port')
+  t.not(fetch('--connect-to', `neighbour.test:${server.port}:ftp.gnu.org:${server.port}`, `https://neighbour.test:${server.port}/`).status, 0, 'another name behind the granted one')
 })

@@ -1,7 +1,8 @@
 import fc from 'fast-check'
 import ipaddr from 'ipaddr.js'
 import t from 'tap'
-import { barOf, blockHolds, parseAddress, parseBlock } from '../../src/network/addresses.ts'
+import { blockHolds, parseAddress, parseBlock } from '../../src/authority/addresses.ts'
+import { barOf } from '../../src/network/addresses.ts'
 import { nameMatches, policyOf } from '../../src/network/policy.ts'
 
 const none = new Set<string>()

@@ -6,7 +6,7 @@ import type { EvidenceBody } from '../../src/evidence/records.ts'
 import { evidenceBody } from '../../src/evidence/records.ts'
 import { openEgress } from '../../src/network/egress.ts'
 import { openJournal } from '../../src/network/journal.ts'
-import { isRoot, testCell, type TestCell } from './fixtures/cell.ts'
+import { testCell, type TestCell } from './fixtures/cell.ts'
 
 const GRANTS = [
   ...['good', 'banner', 'bulk', 'broken', 'nobody', 'local', 'dns.good', 'own', 'rebind'].map(name => ({ host: `${name}.example`, port: 443 })),
@@ -15,7 +15,7 @@ const GRANTS = [
 const curl = (...args: string[]): [string, ...string[]] => ['curl', '-sS', '-m', '20', ...args]
 const resolvedTo = (address: string, name: string, port = 443): string[] => ['--resolve', `${name}:${port}:${address}`]
 
-t.test('in enforce', { skip: isRoot ? false : 'needs root for network namespaces' }, async t => {
+t.test('in enforce', async t => {
   const cell = await testCell({ grants: GRANTS, hosts: { 'local.example': '127.0.0.1', 'secret.example': '127.0.0.1' } })
   const flows = (): Extract<EvidenceBody, { type: 'flow' }>[] => cell.records('flow')
   /** What is told of the acts of `act`. */
@@ -165,7 +165,7 @@ t.test('in enforce', { skip: isRoot ? false : 'needs root for network namespaces
   })
 })
 
-t.test('in observe everything public is reached and told by the name that is known for sure', { skip: isRoot ? false : 'needs root for network namespaces' }, async t => {
+t.test('in observe everything public is reached and told by the name that is known for sure', async t => {
   const cell: TestCell = await testCell({ grants: [{ host: 'good.example', port: 443 }], mode: 'observe' })
   t.match(cell.lines.at(-1), { ready: true, hooks: [{ name: 'relay', family: 'network', state: 'attached' }, { name: 'resolver', family: 'dns', state: 'attached' }] })
   t.match(await cell.inside(...curl('https://good.example/')), { status: 0 })

@@ -1,4 +1,4 @@
-// What observation costs real work: the same compilation bare, and in an observed cell.
+// What confinement and observation cost real work: the same compilation bare, under bubblewrap, and in an observed cell.
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -28,6 +28,7 @@ spec:
 `)
   compare('20 compilations and a tar', [
     { name: 'bare', run: () => time(['bash', '-c', script], { cwd: work }) },
+    { name: 'bubblewrap, unobserved', run: () => time(['bwrap', '--unshare-all', '--ro-bind', '/', '/', '--bind', work, work, '--proc', '/proc', '--dev', '/dev', '--tmpfs', '/var/tmp', '--setenv', 'TMPDIR', '/var/tmp', '--chdir', work, 'bash', '-c', script]) },
     { name: 'ambit cell, observed', run: () => time([CLIENT, 'run', '--socket', daemon.socket, '--contract', contract, '--', 'bash', '-c', script], { cwd: work }) },
   ], rounds(10), 'bare')
 } finally {

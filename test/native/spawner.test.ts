@@ -335,6 +335,14 @@ t.test('a cell is in its groups from its first process on', async t => {
       t.ok(ours.some(line => /:([^:]*,)?pids(,[^:]*)?:/.test(line)), 'pids')
     }
   }
+  // What its processes hold of the kernel's per-user quotas is charged to whoever made its namespace: not to the host's root.
+  const owner = (pid: number | string): string => spawnSync('python3', ['-c', 'import array, fcntl, sys\nuid = array.array("I", [0])\nfcntl.ioctl(open(sys.argv[1]), 0xb704, uid)\nprint(uid[0])', `/proc/${pid}/ns/user`], { encoding: 'utf8' }).stdout.trim()
+  const plain = spawn('unshare', ['--user', '--map-root-user', 'sleep', '100'])
+  t.ok(await settled(() => readFileSync(`/proc/${plain.pid}/comm`, 'utf8') === 'sleep\n'))
+  t.equal(owner(plain.pid!), '0', 'as root makes them elsewhere')
+  plain.kill()
+  const base = /^ *0 +(\d+)/.exec(readFileSync(`/proc/${cell.prepared.pid}/uid_map`, 'utf8'))![1]
+  t.equal(owner(cell.prepared.pid), base)
   cgroups.killCell(cell.id)
   t.match((await cell.ended).exit, { code: null, signal: 9, failed: null })
 })

@@ -1,0 +1,49 @@
+import { spawn, spawnSync } from 'node:child_process'
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t from 'tap'
+import { openSlots } from '../../src/daemon/slots.ts'
+
+const root = join(import.meta.dirname, '../..')
+const client = join(root, 'build/Release/ambit-client')
+
+async function startDaemon(t: { teardown(end: () => Promise<void>): unknown }): Promise<{ dir: string; socket: string; pid: number; ended: Promise<number | null> }> {
+  const dir = mkdtempSync(join(tmpdir(), 'ambit-daemon-test-'))
+  const state = join(dir, 'state')
+  const socket = join(dir, 'run/ambit.sock')
+  const child = spawn(process.execPath, [join(root, 'dist/cli/main.js'), 'daemon', '--state', state, '--socket', socket, '--feed-port', '0', '--log-level', 'fatal'], { stdio: 'ignore' })
+  const ended = new Promise<number | null>(resolve => child.once('exit', code => resolve(code)))
+  t.teardown(async () => {
+    child.kill()
+    await ended
+    rmSync(dir, { recursive: true, force: true })
+  })
+  for (let i = 0; i < 1000 && !existsSync(join(state, 'daemon.json')); i++) await sleep(20)
+  return { dir, socket, pid: child.pid!, ended }
+}
+
+t.test('a daemon whose spawner was killed says so, and ends for its supervisor to see', async t => {
+  const { dir, socket, pid, ended } = await startDaemon(t)
+  t.equal(statSync(socket).mode & 0o777, 0o600, 'only root may ask')
+  const contract = join(dir, 'c.yaml')
+  writeFileSync(contract, 'apiVersion: ambit/v1\nkind: Cell\nmetadata: { name: x }\nspec:\n  mode: enforce\n  ttl: 10s\n  authority: { filesystem: { read: [/usr/lib] }, exec: [/usr/bin/true], syscall: { profile: build } }\n')
+  const run = (): { status: number | null; stderr: string } => spawnSync(client, ['run', '--socket', socket, '--contract', contract, '--', '/usr/bin/true'], { cwd: '/usr', encoding: 'utf8' })
+  t.equal(run().status, 0)
+  const spawner = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').find(one => readFileSync(`/proc/${one}/comm`, 'utf8').startsWith('ambit-spawner'))
+  process.kill(Number(spawner), 'SIGKILL')
+  await sleep(200)
+  t.match(run(), { status: 125, stderr: /could not build the cell/ })
+  t.equal(await ended, 1)
+})
+
+t.test('a user who is not root gets a share of the cells', async t => {
+  const slots = openSlots(8)
+  const mine = [slots.take(1000), slots.take(1000)]
+  t.throws(() => slots.take(1000), { code: 'CELL_FAILED' })
+  t.same([slots.take(2000), slots.take(2000), ...Array.from({ length: 4 }, () => slots.take(0))].length + mine.length, 8)
+  t.throws(() => slots.take(0), { code: 'CELL_FAILED' })
+  slots.give(mine[0]!)
+  t.equal(slots.take(1000), mine[0])
+})

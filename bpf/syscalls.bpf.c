@@ -35,12 +35,13 @@ static __always_inline void count(__u32 slot, __u8 arch, __u32 nr, enum outcome 
   struct ambit_count *counts = bpf_map_lookup_elem(&syscall_counts, &place);
   if (!counts)
     return;
-  if (!fits || outcome == SUCCEEDED)
+  /* A number out of range that the filter stopped used nothing: only what reached the kernel leaves a gap. */
+  if (outcome == REFUSED)
+    __sync_fetch_and_add(&counts->refused, 1);
+  else if (!fits || outcome == SUCCEEDED)
     __sync_fetch_and_add(&counts->succeeded, 1);
   else if (outcome == FAILED)
     __sync_fetch_and_add(&counts->failed, 1);
-  else if (outcome == REFUSED)
-    __sync_fetch_and_add(&counts->refused, 1);
   else
     __sync_fetch_and_add(&counts->unfinished, 1);
 }

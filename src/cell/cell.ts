@@ -198,15 +198,15 @@ function errnoName(errno: number): string {
   return Object.entries(constants.errno).find(([, value]) => value === errno)?.[0] ?? `errno ${errno}`
 }
 
-/** The TLS libraries whose plain text is looked at while a cell that declares an API runs. */
-export function tlsLibraries(extra: readonly string[]): { path: string; flavour: 'openssl' | 'gnutls' }[] {
+/** The TLS libraries, and programs that may hold one of their own, whose plain text is looked at while a cell that declares an API runs. */
+export function tlsLibraries(programs: readonly string[]): { path: string; flavour: 'openssl' | 'gnutls'; optional: boolean }[] {
   const folders = ['/usr/lib/x86_64-linux-gnu', '/usr/lib/aarch64-linux-gnu', '/usr/lib64', '/usr/lib', '/lib/x86_64-linux-gnu', '/usr/local/lib']
   const found = folders.flatMap(folder => [
-    { path: `${folder}/libssl.so.3`, flavour: 'openssl' as const },
-    { path: `${folder}/libssl.so.1.1`, flavour: 'openssl' as const },
-    { path: `${folder}/libgnutls.so.30`, flavour: 'gnutls' as const },
+    { path: `${folder}/libssl.so.3`, flavour: 'openssl' as const, optional: false },
+    { path: `${folder}/libssl.so.1.1`, flavour: 'openssl' as const, optional: false },
+    { path: `${folder}/libgnutls.so.30`, flavour: 'gnutls' as const, optional: false },
   ])
-  const there = [...found, ...extra.map(path => ({ path, flavour: 'openssl' as const }))].filter(({ path }) => existsSync(path))
+  const there = [...found, ...programs.map(path => ({ path, flavour: 'openssl' as const, optional: true }))].filter(({ path }) => existsSync(path))
   // /lib is a link to /usr/lib on most systems: one library, one entry.
   return [...new Map(there.map(library => [realpathSync(library.path), library])).values()]
 }

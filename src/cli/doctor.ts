@@ -76,7 +76,7 @@ function hookChecks(hooks: readonly HookReport[]): Check[] {
   return [...grouped.values()].map(({ hook, functions }) => ({
     name: hook.name,
     state: hook.state === 'attached' ? 'ok' : hook.state === 'fallback' ? 'reduced' : 'missing',
-    found: hook.state + (functions.length > 0 ? ` to ${functions.join(', ')}` : '') + (hook.detail === undefined ? '' : `: ${hook.detail}`),
+    found: hook.state + (functions.length > 0 ? `${hook.state === 'attached' ? ' to' : ':'} ${functions.join(', ')}` : '') + (hook.detail === undefined ? '' : `: ${hook.detail}`),
     cost: hook.state === 'attached' ? '' : hook.state === 'fallback' ? `${hook.family} evidence comes by another way` : `${hook.family} evidence has a gap: verdicts that rest on it say unobservable`,
     remedy: hook.state === 'attached' || hook.state === 'fallback' ? '' : 'see the reason; a newer kernel, or one without lockdown, may take it',
   }))

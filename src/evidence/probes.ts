@@ -15,8 +15,8 @@ export type ProbesOptions = {
   level: number
   /** Absolute folder of the v2 cgroup that holds every cell. */
   parentCgroup: string
-  /** Looked at while a cell that declares an API runs. */
-  tls: readonly { path: string; flavour: 'openssl' | 'gnutls' }[]
+  /** Looked at while a cell that declares an API runs. `optional`: a program that may have a TLS library in itself, or not. */
+  tls: readonly { path: string; flavour: 'openssl' | 'gnutls'; optional?: boolean }[]
   /** Size of the ring between kernel and daemon: a power of two, in bytes. The objects' own size is 8 MiB. */
   ringBytes?: number
 }
@@ -101,7 +101,7 @@ export function openProbes(options: ProbesOptions): Probes {
       probes.addCell(cgroupId, initPid)
       cells.set(cgroupId, { log: null, waiting: [], delivered: new Map(), api, attempts: new Map() })
       if (cells.size === 1) reports = probes.attach()
-      if (api !== null && apiCells++ === 0) tls = options.tls.flatMap(library => probes.attachTls(library.path, library.flavour))
+      if (api !== null && apiCells++ === 0) tls = options.tls.flatMap(library => attachTls(probes, library))
     },
     removeCell(cgroupId) {
       const route = cells.get(cgroupId)
@@ -139,6 +139,12 @@ export function openProbes(options: ProbesOptions): Probes {
       probes.close()
     },
   }
+}
+
+/** A program without a single function of the library uses the shared one: that is no gap. */
+function attachTls(probes: NativeProbes, { path, flavour, optional }: ProbesOptions['tls'][number]): ProbeReport[] {
+  const reports = probes.attachTls(path, flavour)
+  return optional === true && reports.every(report => report.state === 'missing') ? [] : reports
 }
 
 function known(cells: Map<bigint, Route>, cgroupId: bigint): Route {

@@ -26,9 +26,9 @@ const CELL_ID = statSync(cell, { bigint: true }).ino
 
 // A certificate authority and a server's certificate.
 const openssl = (...args: string[]): unknown => execFileSync('openssl', args, { cwd: dir, stdio: 'pipe' })
-openssl('req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', 'ca.key', '-out', 'ca.pem', '-days', '2', '-subj', '/CN=ambit test CA', '-addext', 'basicConstraints=critical,CA:TRUE')
+openssl('req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', 'ca.key', '-out', 'ca.pem', '-days', '2', '-subj', '/CN=ambit test CA', '-addext', 'basicConstraints=critical,CA:TRUE', '-addext', 'keyUsage=critical,keyCertSign')
 openssl('req', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-keyout', 'server.key', '-out', 'server.csr', '-subj', '/CN=localhost')
-writeFileSync(join(dir, 'ext'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n')
+writeFileSync(join(dir, 'ext'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n')
 openssl('x509', '-req', '-in', 'server.csr', '-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-out', 'server.pem', '-days', '2', '-extfile', 'ext')
 const ca = join(dir, 'ca.pem')
 const identity = { key: readFileSync(join(dir, 'server.key')), cert: readFileSync(join(dir, 'server.pem')) }
@@ -138,7 +138,9 @@ function show(body: EvidenceBody): string {
 const python = '/usr/bin/python3'
 const multiarch = execFileSync('g++', ['-print-multiarch'], { encoding: 'utf8' }).trim()
 const library = (name: string): string => [`/usr/lib/${multiarch}/${name}`, `/usr/lib64/${name}`, `/usr/lib/${name}`].find(path => existsSync(path))!
-const LIBRARIES = [`openssl=${process.execPath}`, `openssl=${library('libssl.so.3')}`, `gnutls=${library('libgnutls.so.30')}`]
+// Debian's own Node uses the shared library; others bring one along.
+const NODES_OWN = (process.config.variables as { node_shared_openssl?: boolean }).node_shared_openssl !== true
+const LIBRARIES = [...(NODES_OWN ? [`openssl=${process.execPath}`] : []), `openssl=${library('libssl.so.3')}`, `gnutls=${library('libgnutls.so.30')}`]
 const nodeGet = (path: string): string => `require('https').get('${url}${path}', r => r.resume())`
 
 const watch = await Watch.start(LIBRARIES)

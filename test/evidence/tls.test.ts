@@ -140,7 +140,8 @@ const multiarch = execFileSync('g++', ['-print-multiarch'], { encoding: 'utf8' }
 const library = (name: string): string => [`/usr/lib/${multiarch}/${name}`, `/usr/lib64/${name}`, `/usr/lib/${name}`].find(path => existsSync(path))!
 // Debian's own Node uses the shared library; others bring one along.
 const NODES_OWN = (process.config.variables as { node_shared_openssl?: boolean }).node_shared_openssl !== true
-const LIBRARIES = [...(NODES_OWN ? [`openssl=${process.execPath}`] : []), `openssl=${library('libssl.so.3')}`, `gnutls=${library('libgnutls.so.30')}`]
+const LIBSSL = `openssl=${library('libssl.so.3')}`
+const LIBRARIES = [...(NODES_OWN ? [`openssl=${process.execPath}`] : []), LIBSSL, `gnutls=${library('libgnutls.so.30')}`]
 const nodeGet = (path: string): string => `require('https').get('${url}${path}', r => r.resume())`
 
 const watch = await Watch.start(LIBRARIES)
@@ -278,7 +279,7 @@ t.test('attaching twice, by whatever path, changes nothing; detached is off; att
   await watch.tell('detach', 'detached')
   await run(cell, command)
   t.strictSame(await watch.take(), [])
-  await watch.tell(`attach ${LIBRARIES[1]}`, 'ready')
+  await watch.tell(`attach ${LIBSSL}`, 'ready')
   await run(cell, command)
   t.strictSame(read(await watch.take()).map(show), once)
 })
@@ -303,7 +304,7 @@ t.test('what cannot be attached says why', async t => {
 })
 
 t.test('what the ring has no room for is counted, to the event', async t => {
-  const small = await Watch.start([LIBRARIES[1]!], { RING_SIZE: '8192', LAZY: '1' })
+  const small = await Watch.start([LIBSSL], { RING_SIZE: '8192', LAZY: '1' })
   t.teardown(() => small.stop())
   await run(cell, ['curl', '-s', '--cacert', ca, ...Array.from({ length: 20 }, (_, i) => `${url}/${i}`)])
   const { produced, dropped } = await small.tell('flush', 'flushed')

@@ -16,6 +16,7 @@ export const ERROR_CODES = {
   EVIDENCE_INVALID: { exit: 1, about: 'the evidence does not verify' },
   EVIDENCE_UNREADABLE: { exit: 2, about: 'the evidence cannot be read' },
   LOOP_BROKEN: { exit: 1, about: 'one of the loop\'s promises did not hold' },
+  INTERRUPTED: { exit: 130, about: 'somebody asked for the end before it was reached' },
   INTERNAL: { exit: 70, about: 'a defect in ambit' },
 } as const
 

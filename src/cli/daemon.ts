@@ -1,10 +1,13 @@
-import { readFileSync } from 'node:fs'
+import { readFileSync, rmSync } from 'node:fs'
 import type { Command } from 'commander'
 import { pino } from 'pino'
 import { NO_ISSUERS, readIssuers } from '../credentials/config.ts'
 import { startDaemon } from '../daemon/daemon.ts'
 import { AmbitError } from '../errors.ts'
 import { DEFAULT_SOCKET } from '../daemon/private-daemon.ts'
+
+/** How soon a private daemon notices that its starter is gone, ms. */
+const PARENT_MS = 250
 
 export function daemonCommand(program: Command): void {
   program.command('daemon')
@@ -14,6 +17,7 @@ export function daemonCommand(program: Command): void {
     .option('--group <name>', 'group that may use the control socket; without it only root may')
     .option('--feed-port <n>', 'port of the evidence feed on 127.0.0.1; 0 takes a free one', '9466')
     .option('--issuers <file>', 'YAML: where GitHub App tokens and secrets come from')
+    .option('--private', 'end with the process that started this one, and remove the state directory then')
     .option('--log-level <level>', 'trace, debug, info, warn, error', 'info')
     .addHelpText('after', `
 The feed's bearer token is in DIR/feed-token (mode 0600); DIR/public-key.pem verifies the evidence. SIGTERM ends every cell, seals its evidence and stops.`)
@@ -30,11 +34,16 @@ The feed's bearer token is in DIR/feed-token (mode 0600); DIR/public-key.pem ver
         stateDir: options.state, socketPath: options.socket, socketGroup: options.group === undefined ? null : groupId(options.group),
         feedPort: port(options.feedPort), issuers: options.issuers === undefined ? NO_ISSUERS : readIssuers(options.issuers), log,
       })
-      await Promise.race([failed, new Promise<void>(resolve => {
+      const parent = process.ppid
+      const orphaned = new Promise<void>(resolve => {
+        if (options.private) setInterval(() => { if (process.ppid !== parent) resolve() }, PARENT_MS).unref()
+      })
+      await Promise.race([failed, orphaned, new Promise<void>(resolve => {
         for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.once(signal, () => resolve())
       })])
       log.info('stopping')
       await daemon.stop()
+      if (options.private) rmSync(options.state, { recursive: true, force: true })
     })
 }
 

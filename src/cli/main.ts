@@ -34,6 +34,9 @@ for (const command of [loopCommand, auditCommand, runCommand, verdictCommand, na
   command(program)
 }
 
+// A reader that has seen enough (`ambit audit | head`) is no failure.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => { if (error.code === 'EPIPE') process.exit(0) })
+
 try {
   program.exitOverride()
   for (const command of program.commands) command.exitOverride()

@@ -28,9 +28,10 @@ export async function startPrivateDaemon(options: { issuers?: string; environmen
   mkdirSync(RUN, { recursive: true, mode: 0o755 })
   const dir = mkdtempSync(join(RUN, 'private-'))
   const socket = join(dir, 'ambit.sock')
-  const args = [join(PACKAGE_ROOT, 'dist/cli/main.js'), 'daemon', '--state', dir, '--socket', socket, '--feed-port', '0', '--log-level', 'warn']
+  const args = [join(PACKAGE_ROOT, 'dist/cli/main.js'), 'daemon', '--state', dir, '--socket', socket, '--feed-port', '0', '--log-level', 'warn', '--private']
   if (options.issuers !== undefined) args.push('--issuers', options.issuers)
-  const child = spawn(process.execPath, args, { stdio: ['ignore', 'inherit', 'pipe'], env: { ...process.env, ...options.environment } })
+  // In a session of its own: a signal of the terminal is for the command, and the daemon must see it to its end.
+  const child = spawn(process.execPath, args, { stdio: ['ignore', 'inherit', 'pipe'], detached: true, env: { ...process.env, ...options.environment } })
   let complaints = ''
   child.stderr!.on('data', (chunk: Buffer) => { complaints = (complaints + chunk.toString()).slice(-4096) })
   try {

@@ -11,6 +11,7 @@ import { writeContract } from '../contract/write.ts'
 import { startPrivateDaemon, type PrivateDaemon } from '../daemon/private-daemon.ts'
 import { AmbitError } from '../errors.ts'
 import { appendLedger, readLedger } from '../evidence/ledger.ts'
+import { untilInterrupted } from '../interrupt.ts'
 import { driver } from '../pipeline/github/script.ts'
 import { narrowWorkflow, unifiedDiff } from '../pipeline/narrow.ts'
 import { readPipelines } from '../pipeline/read.ts'
@@ -58,7 +59,7 @@ export async function loop(options: LoopOptions): Promise<string> {
   const scratch = mkdtempSync(join(tmpdir(), 'ambit-work-'))
   let server: LocalServer | undefined
   let daemon: PrivateDaemon | undefined
-  try {
+  const stations = async (): Promise<string> => {
     show.station(`audit: what does job "${job.id}" of ${file.file} hold?`)
     const first = audit([file], [])
     show.block(renderText(first, { color: options.color }))
@@ -153,6 +154,9 @@ export async function loop(options: LoopOptions): Promise<string> {
 
     if (options.apply) writeFileSync(join(source, file.file), after)
     return out
+  }
+  try {
+    return await untilInterrupted('close the loop', stations())
   } finally {
     await daemon?.stop()
     await server?.stop()

@@ -1,7 +1,8 @@
-import { spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 
 const root = join(import.meta.dirname, '../..')
@@ -38,6 +39,44 @@ t.test('the example goes round the whole loop', async t => {
     t.equal(again.status, 1)
     t.ok((JSON.parse(again.stdout) as { findings: { state: string }[] }).findings.some(finding => finding.state === 'regressed'))
   })
+})
+
+/** The state directory of a process's private daemon, and its pid. */
+function privateDaemon(pid: number): { state: string; pid: number } | null {
+  for (const child of readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').filter(Boolean)) {
+    const words = readFileSync(`/proc/${child}/cmdline`, 'utf8').split('\0')
+    if (words.includes('--private')) return { state: words[words.indexOf('--state') + 1]!, pid: Number(child) }
+  }
+  return null
+}
+const gone = async (daemon: { state: string; pid: number }): Promise<boolean> => {
+  for (let i = 0; i < 200; i++) {
+    if (!existsSync(daemon.state) && !existsSync(`/proc/${daemon.pid}`)) return true
+    await sleep(50)
+  }
+  return false
+}
+
+t.test('an interrupted loop, and a killed run, leave nothing behind', async t => {
+  const temporary = join(dir, 'temporary')
+  mkdirSync(temporary)
+  const child = spawn(ambit, ['loop', join(root, 'examples/overbroad-build'), '--out', join(dir, 'interrupted')], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, TMPDIR: temporary } })
+  const ended = new Promise(resolve => child.once('close', resolve))
+  let daemon: { state: string; pid: number } | null = null
+  await new Promise<void>(resolve => child.stdout.on('data', (chunk: Buffer) => { if (String(chunk).includes('▶')) resolve() }))
+  daemon = privateDaemon(child.pid!)
+  t.ok(daemon)
+  child.kill('SIGINT')
+  t.equal(await ended, 130)
+  t.ok(await gone(daemon!))
+  t.same(readdirSync(temporary), [])
+
+  const run = spawn(ambit, ['run', '--contract', join(root, 'examples/contracts/minimal.yaml'), '--', 'sh', '-c', 'echo up; read forever'], { stdio: ['pipe', 'pipe', 'inherit'] })
+  await new Promise(resolve => run.stdout.once('data', resolve))
+  daemon = privateDaemon(run.pid!)
+  t.ok(daemon)
+  run.kill('SIGKILL')
+  t.ok(await gone(daemon!), 'the private daemon ends with whoever started it')
 })
 
 t.test('a job with `uses:` steps is told plainly which ones run on a runner only', async t => {

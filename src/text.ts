@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { AmbitError } from './errors.ts'
 
 /** Reads a named file as text; the error names it. */
@@ -9,6 +9,18 @@ export function readText(path: string, what: string): string {
     throw new AmbitError('FILE_UNREADABLE', {
       attempted: `read ${what}`, why: `${path}: ${(cause as NodeJS.ErrnoException).code ?? (cause as Error).message}`,
       remedy: 'check the path and that you may read it', cause,
+    })
+  }
+}
+
+/** Writes a file that somebody named; the error names it. */
+export function writeText(path: string, text: string, what: string): void {
+  try {
+    writeFileSync(path, text)
+  } catch (cause) {
+    throw new AmbitError('FILE_UNWRITABLE', {
+      attempted: `write ${what}`, why: `${path}: ${(cause as NodeJS.ErrnoException).code ?? (cause as Error).message}`,
+      remedy: 'check the path and that you may write it', cause,
     })
   }
 }

@@ -4,6 +4,7 @@
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -37,7 +38,10 @@ int OwnerMaps::For(uint32_t uid, uint32_t gid, uint32_t base) {
   args.flags = CLONE_NEWUSER;
   args.exit_signal = SIGCHLD;
   pid_t pid = syscall(SYS_clone3, &args, sizeof args);
-  if (pid == 0) for (;;) pause();
+  if (pid == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;) pause();
+  }
   Must(pid, "make a user namespace for the owner's files");
   struct Child {
     pid_t pid;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "spawner/trees.hpp"
+#include <signal.h>
 #include <sys/fsuid.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include "common/failure.hpp"
 #include "common/mount-api.hpp"
@@ -25,7 +27,8 @@ class FileUser {
   FileUser& operator=(const FileUser&) = delete;
 
  private:
-  static void Restore() { setfsuid(0); setfsgid(0); }
+  // A change of ids forgets whose death is watched.
+  static void Restore() { setfsuid(0); setfsgid(0); prctl(PR_SET_PDEATHSIG, SIGKILL); }
 };
 
 static Fd OpenSource(const MountStep& mount) {

@@ -1,5 +1,6 @@
 import { closeSync, existsSync, readFileSync, realpathSync } from 'node:fs'
 import { arch, constants, hostname, release } from 'node:os'
+import { dirname } from 'node:path'
 import { ttlSeconds, memoryBytes, type Contract } from '../contract/schema.ts'
 import { contractDigest } from '../contract/write.ts'
 import { AmbitError } from '../errors.ts'
@@ -10,7 +11,7 @@ import type { CellExit, NativeAddon, NativeSpawner, PreparedCell } from '../nati
 import { openEgress, type Egress } from '../network/egress.ts'
 import type { Cgroups } from './cgroup.ts'
 import { launchPlan, type PlanRequest } from './plan.ts'
-import { realpathOrNull } from './root.ts'
+import { linksFollowed, realpathOrNull } from './root.ts'
 
 export type CellRequest = Omit<PlanRequest, 'cgroups'> & {
   /** What happened with credentials before the start: part of the evidence. */
@@ -151,7 +152,8 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
 /** Where the contract's paths lead, for those that are not the whole truth themselves ("/bin/sh": "/usr/bin/dash"). */
 function linksOf(contract: Contract): Record<string, string> {
   const { exec, filesystem } = contract.spec.authority
-  const leads = [...exec, ...filesystem.read, ...filesystem.write].map(path => [path, realpathOrNull(path)] as const)
+  // Only links of the host's packages are followed, and those are no secret.
+  const leads = [...exec, ...filesystem.read].filter(path => dirname(path) === '/' || linksFollowed(realpathOrNull(dirname(path)) ?? '/')).map(path => [path, realpathOrNull(path)] as const)
   return Object.fromEntries(leads.filter((pair): pair is readonly [string, string] => pair[1] !== null && pair[1] !== pair[0]))
 }
 
@@ -163,7 +165,7 @@ function enforcers(native: NativeAddon, contract: Contract): { name: string; sta
     { name: 'capabilities', state: 'all dropped, no_new_privs' },
     { name: 'seccomp', state: `profile ${contract.spec.authority.syscall.profile}, ${contract.spec.authority.syscall.allow.length} more by name` },
     { name: 'root', state: enforce ? 'holds only what the contract declares' : 'the host read-only, without /run, /tmp, /proc, /sys and /dev' },
-    { name: 'programs', state: !enforce || contract.spec.authority.exec.includes('*') ? 'any' : 'by Landlock; nothing is executed from memory or where jobs write; what can be read elsewhere can be run by the loader' },
+    { name: 'programs', state: !enforce || contract.spec.authority.exec.includes('*') ? 'any' : 'by Landlock; execve of memory and of what jobs write is refused; the loader can run what it can map' },
     { name: 'unix sockets', state: 'not held: sockets in directories that the cell shows can be connected to' },
     { name: 'landlock', state: !enforce ? 'off in observe' : abi === 0 ? 'the kernel has none' : `ABI ${Math.min(abi, 7)}` },
     { name: 'egress', state: enforce ? 'declared names only, by relay and resolver' : 'any public name, by relay and resolver' },

@@ -3,8 +3,9 @@ import { dirname } from 'node:path'
 import { inside, outermost } from '../authority/paths.ts'
 import { seccompPlan } from '../authority/syscall.ts'
 import { memoryBytes, type Contract } from '../contract/schema.ts'
+import { AmbitError } from '../errors.ts'
 import type { LandlockAccess, LaunchPlan, Mount, NativeAddon } from '../native.ts'
-import { elfInterpreters, realpathOrNull, rootBuilder } from './root.ts'
+import { elfInterpreters, linksFollowed, realpathOrNull, rootBuilder } from './root.ts'
 
 export const WORKSPACE = '/workspace'
 /** Where a cell finds what ambit hands it: the job's driver and secrets delivered by file. */
@@ -23,6 +24,9 @@ export const CELL_SLOTS = 256
 export function isCellId(uid: number): boolean {
   return uid >= ID_BASE && uid < ID_BASE + CELL_SLOTS * ID_COUNT
 }
+
+/** Where shared libraries are mapped from, and programs of packages: only root writes there. */
+const LIBRARIES = ['/usr', '/lib', '/lib32', '/lib64', '/libx32', '/bin', '/sbin', '/opt', '/nix', '/snap', '/etc']
 
 export type PlanRequest = {
   id: string
@@ -55,7 +59,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
   const writable = writableTrees(write)
   const root = rootBuilder(writable, owner.uid === 0 ? undefined : owner)
   // Where a job can write and nothing that it may execute lies, nothing is executed: neither by name nor through the loader.
-  const noexec = (tree: string): boolean => enforce && !exec.some(path => path === '*' || inside(path, tree))
+  const noexec = (tree: string): boolean => enforce && !exec.some(path => path === '*' || inside(path, tree) || inside(tree, path))
   if (enforce) {
     for (const path of read) root.expose(path)
     if (exec.length > 0) for (const path of interpreters) root.expose(path)
@@ -72,7 +76,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
   }
 
   const mounts: Mount[] = [
-    ...root.mounts(),
+    ...root.mounts().map(mount => (mount.type === 'bind' && !LIBRARIES.some(tree => inside(mount.target, tree)) ? { ...mount, noexec: noexec(mount.target) } : mount)),
     { type: 'proc', target: '/proc' },
     ...devices(noexec),
     { type: 'tmpfs', target: '/tmp', sizeBytes: 512 * MIB, mode: 0o1777, noexec: noexec('/tmp') },
@@ -113,7 +117,16 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
  */
 export function writableTrees(write: readonly string[]): string[] {
   const ownOfCell = ['/proc', '/sys', '/dev', '/tmp', WORKSPACE]
-  return outermost(write.filter(path => path !== '/' && !ownOfCell.some(own => inside(path, own))))
+  const trees = outermost(write.filter(path => path !== '/' && !ownOfCell.some(own => inside(path, own))))
+  // What a job leaves there would lead later cells, of other contracts, wherever it likes.
+  const trusted = trees.find(linksFollowed)
+  if (trusted !== undefined) {
+    throw new AmbitError('CELL_FAILED', {
+      attempted: `let the job write to ${trusted}`, why: 'links there are followed when cells are built: they are taken for the host\'s packages\'',
+      remedy: 'grant writing to a directory of the job\'s own, below /var, /srv, /opt or /usr/local',
+    })
+  }
+  return trees
 }
 
 const filters = new Map<string, Buffer>()
@@ -181,7 +194,7 @@ function devices(noexec: (tree: string) => boolean): Mount[] {
   const node = (name: string): Mount => ({ type: 'bind', source: `/dev/${name}`, target: `/dev/${name}`, readonly: false, recursive: false, device: true, noexec: true })
   const link = (name: string, to: string): Mount => ({ type: 'symlink', target: `/dev/${name}`, to })
   return [
-    { type: 'tmpfs', target: '/dev', sizeBytes: MIB, mode: 0o755 },
+    { type: 'tmpfs', target: '/dev', sizeBytes: MIB, mode: 0o755, noexec: noexec('/dev') },
     ...['null', 'zero', 'full', 'random', 'urandom', 'tty'].map(node),
     { type: 'devpts', target: '/dev/pts' },
     { type: 'tmpfs', target: '/dev/shm', sizeBytes: 64 * MIB, mode: 0o1777, noexec: noexec('/dev/shm') },

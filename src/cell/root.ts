@@ -10,7 +10,15 @@ const OWN = new Set(['/proc', '/sys', '/dev', '/run', '/tmp', '/boot', '/workspa
  * Where links are followed: folders that the host's packages fill. Elsewhere a job that once could write there may have
  * left a link, and would choose what a later cell gets to see.
  */
-const LINKS_FOLLOWED = ['/usr', '/etc', '/opt', '/nix', '/snap']
+const LINKS_FOLLOWED = ['/usr', '/etc', '/nix', '/snap']
+/** Among them, but filled by people: jobs may be let write there. */
+const NOT_FOLLOWED = ['/usr/local', '/usr/src']
+
+/** A link at this path is of the host's packages. */
+export function linksFollowed(path: string): boolean {
+  return LINKS_FOLLOWED.some(folder => inside(path, folder)) && !NOT_FOLLOWED.some(folder => inside(path, folder))
+}
+
 /** Files of /etc that a cell gets as its own. */
 const OWN_ETC = new Set(['resolv.conf', 'hosts', 'hostname', 'mtab'])
 
@@ -77,7 +85,7 @@ export function rootBuilder(writable: readonly string[], asUser?: { uid: number;
       if (stat === null) return null
       if (stat.isDirectory() && asUser !== undefined && !maySearch(stat, asUser)) return null
       if (stat.isSymbolicLink()) {
-        const trusted = dirname(at) === '/' || (LINKS_FOLLOWED.some(folder => inside(at, folder)) && !writable.some(tree => inside(at, tree)))
+        const trusted = dirname(at) === '/' || (linksFollowed(at) && !writable.some(tree => inside(at, tree)))
         if (!trusted) throw linkRefused(path, at)
         const to = readlinkSync(at)
         link(at, to)
@@ -110,7 +118,7 @@ export function rootBuilder(writable: readonly string[], asUser?: { uid: number;
         if (covered(directory)) continue
         for (const { path, real } of linksOf(directory)) {
           // What is remembered only saves the look at the many that are not wanted.
-          if (wanted(real) && realpathOrNull(path) === real) expose(path)
+          if (wanted(real) && linksFollowed(path) && realpathOrNull(path) === real) expose(path)
         }
       }
     },

@@ -1,5 +1,5 @@
 import { readFileSync, rmSync } from 'node:fs'
-import type { Command } from 'commander'
+import { Option, type Command } from 'commander'
 import { pino } from 'pino'
 import { NO_ISSUERS, readIssuers } from '../credentials/config.ts'
 import { startDaemon } from '../daemon/daemon.ts'
@@ -18,7 +18,7 @@ export function daemonCommand(program: Command): void {
     .option('--feed-port <n>', 'port of the evidence feed on 127.0.0.1; 0 takes a free one', '9466')
     .option('--issuers <file>', 'YAML: where GitHub App tokens and secrets come from')
     .option('--private', 'end with the process that started this one, and remove the state directory then')
-    .option('--log-level <level>', 'trace, debug, info, warn, error', 'info')
+    .addOption(new Option('--log-level <level>', 'how much is logged').choices(['trace', 'debug', 'info', 'warn', 'error', 'fatal']).default('info'))
     .addHelpText('after', `
 The feed's bearer token is in DIR/feed-token (mode 0600); DIR/public-key.pem verifies the evidence. SIGTERM ends every cell, seals its evidence and stops.`)
     .action(async options => {

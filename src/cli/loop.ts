@@ -13,7 +13,8 @@ export function loopCommand(program: Command): void {
     .option('--quiet', 'only headings and promises')
     .option('--json', 'a summary as JSON instead of the story')
     .addHelpText('after', `
-Runs jobs made of \`run:\` steps. Exit status 0 only if every promise that it prints held.`)
+Runs jobs made of \`run:\` steps. ambit.yaml beside .github says what a pipeline file cannot: a local API server,
+names of secrets (they get made-up values), variables; see examples/overbroad-build/ambit.yaml. Exit status 0 only if every promise that it prints held.`)
     .action(async (path: string, options) => {
       // Imported here: the workflow parser takes longer to load than most commands take to run.
       const { loop } = await import('../loop/loop.ts')

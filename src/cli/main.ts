@@ -35,7 +35,15 @@ for (const command of [loopCommand, auditCommand, runCommand, verdictCommand, na
 }
 
 // A reader that has seen enough (`ambit audit | head`) is no failure.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => { if (error.code === 'EPIPE') process.exit(0) })
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  // Whoever has to tidy up listens for this signal.
+  if (process.listenerCount('SIGTERM') > 0) process.emit('SIGTERM', 'SIGTERM')
+  else if (error.code === 'EPIPE') process.exit(0)
+  else {
+    process.stderr.write(`ambit: could not write the output: ${error.code}\n`)
+    process.exit(1)
+  }
+})
 
 try {
   program.exitOverride()

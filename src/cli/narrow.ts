@@ -1,4 +1,3 @@
-import { writeFileSync } from 'node:fs'
 import type { Command } from 'commander'
 import { narrowContract } from '../contract/narrow.ts'
 import { readContractFile } from '../contract/read.ts'
@@ -6,7 +5,7 @@ import { jobGrantOf } from '../contract/to-job.ts'
 import { writeContract } from '../contract/write.ts'
 import { AmbitError } from '../errors.ts'
 import { readBundle } from '../evidence/bundle.ts'
-import { readText } from '../text.ts'
+import { readText, writeText } from '../text.ts'
 import { print } from './io.ts'
 import { trustedBundle } from './trusted.ts'
 
@@ -19,7 +18,7 @@ export function narrowCommand(program: Command): void {
     .option('--workflow <file>', 'narrow this GitHub workflow file as well')
     .option('--job <id>', 'the job in the workflow')
     .option('--diff', 'print unified diffs instead of the narrowed contract')
-    .option('--write', 'change the named files in place')
+    .option('--write', 'change the named files in place; a contract\'s comments are not kept')
     .addHelpText('after', `
 Nothing is ever widened, and a grant that could not be observed stays.
 Example: ambit narrow ev --workflow .github/workflows/build.yml --job build --diff | git apply`)
@@ -27,19 +26,22 @@ Example: ambit narrow ev --workflow .github/workflows/build.yml --job build --di
       // Imported here: the workflow parser takes longer to load than most commands take to run.
       const { narrowWorkflow, unifiedDiff } = await import('../pipeline/narrow.ts')
       const verified = await trustedBundle(dir, { key: options.key, lasting: options.write === true, attempted: `narrow by ${dir}` })
+      if (options.workflow !== undefined && options.job === undefined) throw new AmbitError('USAGE', { attempted: 'narrow the workflow', why: '--job is missing', remedy: 'name the job that the evidence is of' })
+      if (options.job !== undefined && options.workflow === undefined) throw new AmbitError('USAGE', { attempted: 'narrow a job', why: '--job goes with --workflow', remedy: 'name the workflow file, too' })
+      if (options.write && options.contract === undefined && options.workflow === undefined) throw new AmbitError('USAGE', { attempted: 'write what was narrowed', why: 'no file is named', remedy: 'name one with --contract or --workflow' })
       const { contract: own, events } = await readBundle(dir)
       const before = options.contract === undefined ? own : readContractFile(options.contract)
       const narrowed = narrowContract(before, events)
       const text = writeContract(narrowed)
-      if (options.diff) print(unifiedDiff(options.contract ?? 'contract.yaml', options.contract === undefined ? writeContract(before) : readText(options.contract, 'the contract'), text))
-      else if (options.workflow === undefined) print(text)
-      if (options.write && options.contract !== undefined) writeFileSync(options.contract, text)
-      if (options.workflow !== undefined) {
-        if (options.job === undefined) throw new AmbitError('USAGE', { attempted: 'narrow the workflow', why: '--job is missing', remedy: 'name the job that the evidence is of' })
-        const workflow = readText(options.workflow, 'the workflow')
-        const { text: after } = narrowWorkflow(workflow, options.job, jobGrantOf(narrowed), `measured in cell ${verified.cell}`)
-        if (options.write) writeFileSync(options.workflow, after)
-        print(unifiedDiff(options.workflow, workflow, after))
+      const workflow = options.workflow === undefined ? undefined : readText(options.workflow, 'the workflow')
+      const after = workflow === undefined ? undefined : narrowWorkflow(workflow, options.job, jobGrantOf(narrowed), `measured in cell ${verified.cell}`).text
+
+      if (options.write && options.contract !== undefined) writeText(options.contract, text, 'the narrowed contract')
+      if (options.write && after !== undefined) writeText(options.workflow, after, 'the narrowed workflow')
+      // With a workflow alone the output is its diff and nothing else, fit for `git apply`.
+      if (options.contract !== undefined || workflow === undefined) {
+        print(options.diff ? unifiedDiff(options.contract ?? 'contract.yaml', options.contract === undefined ? writeContract(before) : readText(options.contract, 'the contract'), text) : text)
       }
+      if (workflow !== undefined) print(unifiedDiff(options.workflow, workflow, after!))
     })
 }

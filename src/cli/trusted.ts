@@ -14,7 +14,7 @@ export const HOST_KEY = '/var/lib/ambit/public-key.pem'
 export async function trustedBundle(dir: string, options: { key?: string; lasting: boolean; attempted: string }): Promise<VerifyReport> {
   const key = options.key ?? (existsSync(HOST_KEY) ? HOST_KEY : undefined)
   if (key === undefined && options.lasting) {
-    throw new AmbitError('EVIDENCE_INVALID', {
+    throw new AmbitError('USAGE', {
       attempted: options.attempted, why: 'nobody can say who signed the evidence: it would be kept on its own word',
       remedy: 'name the public key that must have signed with --key (the daemon writes it to public-key.pem in its state directory)',
     })

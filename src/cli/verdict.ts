@@ -1,7 +1,9 @@
 import type { Command } from 'commander'
+import { OUTCOMES } from '../authority/kind.ts'
 import { readContractFile } from '../contract/read.ts'
 import { appendLedger } from '../evidence/ledger.ts'
 import { readBundle } from '../evidence/bundle.ts'
+import { AmbitError } from '../errors.ts'
 import { judge } from '../verdict/verdict.ts'
 import { renderVerdict, verdictJson } from '../verdict/forms.ts'
 import { ledgerEntry } from '../verdict/ledger-entry.ts'
@@ -22,6 +24,7 @@ export function verdictCommand(program: Command): void {
 Outcomes: used, unused, denied (tried, not declared, stopped), undeclared (done, not declared), and
 unobservable: the evidence cannot say. What was not observed is never called unused.`)
     .action(async (dir: string, options) => {
+      const failing = failOn(options.failOn)
       const verified = await trustedBundle(dir, { key: options.key, lasting: options.ledger !== undefined, attempted: `judge ${dir}` })
       const { contract: own, events } = await readBundle(dir)
       const contract = options.contract === undefined ? own : readContractFile(options.contract)
@@ -29,8 +32,13 @@ unobservable: the evidence cannot say. What was not observed is never called unu
       if (options.json) printJson(verdictJson(verdict))
       else print(renderVerdict(verdict, { color: colour(process.stdout), all: options.all === true }))
       if (options.ledger !== undefined) await appendLedger(options.ledger, ledgerEntry(verdict, contract, verified.head))
-      const failing = new Set(String(options.failOn ?? '').split(',').filter(Boolean))
       if (verdict.rows.some(row => failing.has(row.outcome))) process.exitCode = 1
     })
 }
 
+function failOn(words: string | undefined): Set<string> {
+  const list = (words ?? '').split(',').filter(Boolean)
+  const unknown = list.find(word => !(OUTCOMES as readonly string[]).includes(word))
+  if (unknown !== undefined) throw new AmbitError('USAGE', { attempted: 'read --fail-on', why: `"${unknown}" is no outcome`, remedy: `outcomes: ${OUTCOMES.join(', ')}` })
+  return new Set(list)
+}

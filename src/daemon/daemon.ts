@@ -68,7 +68,18 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     exitOf: id => new Promise(resolve => exits.set(id, exit => { exits.delete(id); resolve(exit) })),
     forget: id => exits.delete(id),
   }
-  const feed = await openFeed({ host: '127.0.0.1', port: options.feedPort, tokenFile: join(options.stateDir, 'feed-token'), store, log })
+  const undo: (() => unknown)[] = [() => cgroups.close(), () => probes.close(), () => spawner.close(), () => store.close()]
+  const opened = async <T>(open: () => T | Promise<T>, attempted: string, remedy: string): Promise<T> => {
+    try {
+      return await open()
+    } catch (cause) {
+      for (const step of undo.reverse()) await step()
+      throw cause instanceof AmbitError ? cause : new AmbitError('DAEMON_FAILED', { attempted, why: (cause as Error).message, remedy, cause })
+    }
+  }
+  const feed = await opened(() => openFeed({ host: '127.0.0.1', port: options.feedPort, tokenFile: join(options.stateDir, 'feed-token'), store, log }),
+    `open the feed on port ${options.feedPort}`, 'choose another port with --feed-port, or 0 for a free one')
+  undo.push(() => feed.close())
 
   const slots = openSlots(CELL_SLOTS)
   const cells = new Map<number, Cell>()
@@ -185,7 +196,8 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   }
   mkdirSync(dirname(options.socketPath), { recursive: true, mode: 0o755 })
   const own = [...new Set([options.stateDir, dirname(options.socketPath)])].map(folder => realpathSync(folder))
-  const control = new addon.Control(options.socketPath, options.socketGroup === null ? 0o600 : 0o660, options.socketGroup ?? 0, receive, left)
+  const control = await opened(() => new addon.Control(options.socketPath, options.socketGroup === null ? 0o600 : 0o660, options.socketGroup ?? 0, receive, left),
+    `open the control socket ${options.socketPath}`, 'another daemon may answer there: end it, or choose another path with --socket')
   // Whoever waits for the daemon reads this file; it appears whole or not at all.
   const ready = join(options.stateDir, 'daemon.json')
   writeFileSync(ready, JSON.stringify({ pid: process.pid, version: VERSION, socket: options.socketPath, feedPort: feed.port }), { mode: 0o600 })
@@ -222,7 +234,7 @@ function refuseOwn(contract: Contract, own: readonly string[]): void {
 /** The spawner's socket is closed: it was killed, and took its cells along. */
 function spawnerGone(error: unknown): boolean {
   const { cause } = error as { cause?: { code?: string; errno?: number } }
-  return cause?.code === 'NATIVE' && (cause.errno === constants.errno.EPIPE || cause.errno === ESHUTDOWN)
+  return cause?.code === 'NATIVE' && [constants.errno.EPIPE, constants.errno.ECHILD, ESHUTDOWN].includes(cause.errno ?? 0)
 }
 
 /** Node's list of errors lacks it (include/uapi/asm-generic/errno.h). */

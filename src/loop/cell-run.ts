@@ -34,12 +34,12 @@ export async function runInCell(daemon: PrivateDaemon, options: { name: string; 
   const began = performance.now()
   const child = spawn(CLIENT, ['run', '--socket', daemon.socket, '--json', '--contract', contractFile, '--evidence', bundle, '--', ...options.argv], { cwd: options.workspace, stdio: ['ignore', 'pipe', 'pipe'] })
   let summary: { cell: string } | undefined
-  let last = ''
+  const complaint: string[] = []
   createInterface({ input: child.stdout }).on('line', line => options.onLine(line))
   createInterface({ input: child.stderr }).on('line', line => {
     if (line.startsWith('{"cell":')) summary = JSON.parse(line) as { cell: string }
     else {
-      last = line
+      if (line.startsWith('ambit: ') || complaint.length > 0) complaint.push(line)
       options.onLine(line)
     }
   })
@@ -49,7 +49,7 @@ export async function runInCell(daemon: PrivateDaemon, options: { name: string; 
   })
   const wallMs = performance.now() - began
   if (summary === undefined) {
-    throw new AmbitError('LOOP_BROKEN', { attempted: `run the cell "${options.name}"`, why: last || `the client ended with ${status}`, remedy: 'the message above names what is missing; `ambit doctor` shows what this host offers' })
+    throw new AmbitError('LOOP_BROKEN', { attempted: `run the cell "${options.name}"`, why: complaint.join(' ').replace(/^ambit: /, '').replace(/\s+/g, ' ') || `the client ended with ${status}`, remedy: '`ambit doctor` shows what this host offers' })
   }
   const records: EvidenceRecord[] = []
   for await (const record of subscribe({ url: daemon.feed.url, token: daemon.feed.token, cell: summary.cell, from: 0 })) records.push(record)

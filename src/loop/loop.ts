@@ -1,4 +1,4 @@
-import { chmodSync, cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { chmodSync, cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, dirname, join, relative, resolve } from 'node:path'
 import { audit } from '../audit/audit.ts'
@@ -50,6 +50,7 @@ export async function loop(options: LoopOptions): Promise<string> {
   const { file, job } = choose(files, options.job ?? settings.job)
   if (job.unsupported.length > 0) refuse(file, job)
 
+  if (options.out !== undefined) refuseOut(options.out)
   const out = resolve(options.out ?? mkdtempSync(join(tmpdir(), 'ambit-loop-')))
   const ledger = join(out, 'ledger')
   const neighbour = mkdtempSync('/var/tmp/ambit-neighbour-')
@@ -61,7 +62,7 @@ export async function loop(options: LoopOptions): Promise<string> {
   let daemon: PrivateDaemon | undefined
   const stations = async (): Promise<string> => {
     show.station(`audit: what does job "${job.id}" of ${file.file} hold?`)
-    const first = audit([file], [])
+    const first = audit([only(file, job)], [])
     show.block(renderText(first, { color: options.color }))
     show.promise('the audit finds declared authority that nobody has measured', first.findings.some(finding => finding.state === 'open'))
     show.done()
@@ -73,6 +74,7 @@ export async function loop(options: LoopOptions): Promise<string> {
       show.line(`local API server (example material, not GitHub) on port ${server.port}`)
     }
     const contract = fromPipeline(file, job, settings, server)
+    refuseUnissued(contract, settings)
     show.block(writeContract(contract))
     show.done()
 
@@ -99,7 +101,7 @@ export async function loop(options: LoopOptions): Promise<string> {
     show.done()
 
     show.station('audit again, with the evidence')
-    const second = audit([file], await readLedger(ledger))
+    const second = audit([only(file, job)], await readLedger(ledger))
     show.block(renderText(second, { color: options.color }))
     show.promise('the finding is confirmed: measured over-authority', second.findings.some(finding => finding.state === 'confirmed'))
     show.done()
@@ -145,14 +147,15 @@ export async function loop(options: LoopOptions): Promise<string> {
     }
 
     show.station('audit of the narrowed pipeline file: is the finding closed?')
-    const last = audit(narrowedFiles.map(narrowedFile => ({ ...narrowedFile, file: file.file })), await readLedger(ledger))
+    const last = audit(narrowedFiles.map(narrowedFile => ({ ...narrowedFile, file: file.file, jobs: narrowedFile.jobs.filter(one => one.id === job.id) })), await readLedger(ledger))
     show.block(renderText(last, { color: options.color }))
     const closed = last.findings.filter(finding => finding.state === 'closed')
     show.promise(`closed with proof: ${closed.map(finding => `${finding.grant} by ${finding.evidence?.cell}`).join(', ') || 'none'}`, closed.length > 0 && closed.every(finding => finding.evidence !== null))
     show.promise('nothing is left confirmed or regressed', !last.findings.some(finding => finding.job === job.id && (finding.state === 'confirmed' || finding.state === 'regressed')))
     show.done()
 
-    if (options.apply) writeFileSync(join(source, file.file), after)
+    if (options.apply && show.broken.length === 0) writeFileSync(join(source, file.file), after)
+    if (options.apply && show.broken.length > 0) show.line('the workflow is left as it was: a job that did not do what it should proves nothing')
     return out
   }
   try {
@@ -163,6 +166,30 @@ export async function loop(options: LoopOptions): Promise<string> {
     rmSync(scratch, { recursive: true, force: true })
     rmSync(neighbour, { recursive: true, force: true })
   }
+}
+
+/** What the loop cannot hand to the job here is told before anything runs, with where it can be said. */
+function refuseUnissued(contract: Contract, settings: LoopSettings): void {
+  const { github, secret } = contract.spec.authority
+  const missing = secret.map(one => one.name).filter(name => !settings.secrets.includes(name))
+  const token = settings.server === undefined && Object.keys(github.permissions).some(name => name !== 'id_token')
+  if (missing.length === 0 && !token) return
+  throw new AmbitError('CREDENTIAL_REFUSED', {
+    attempted: 'hand the job what its file grants',
+    why: [token ? 'it holds a GitHub token, and the loop has no server to mint one' : '', missing.length > 0 ? `it is handed secrets without a value here: ${missing.join(', ')}` : ''].filter(Boolean).join('; '),
+    remedy: 'say in ambit.yaml beside .github what stands in for them: `secrets: [NAME]` (they get made-up values) and `server:` (see examples/overbroad-build/ambit.yaml); or set `permissions: {}` for a job that needs no token',
+  })
+}
+
+/** The loop speaks of one job; the file may hold others. */
+function only(file: PipelineFile, job: Job): PipelineFile {
+  return { ...file, jobs: [job] }
+}
+
+function refuseOut(out: string): void {
+  const there = statSync(out, { throwIfNoEntry: false })
+  if (there === undefined || (there.isDirectory() && readdirSync(out).length === 0)) return
+  throw new AmbitError('USAGE', { attempted: 'keep the results', why: `${out} is ${there.isDirectory() ? 'not empty' : 'no directory'}`, remedy: 'name a new or empty directory with --out' })
 }
 
 function choose(files: PipelineFile[], wanted: string | undefined): { file: PipelineFile; job: Job } {
@@ -197,7 +224,7 @@ function fromPipeline(file: PipelineFile, job: Job, settings: LoopSettings, serv
       pass: settings.environment.pass,
       set: {
         CI: 'true', GITHUB_ACTIONS: 'true', GITHUB_REPOSITORY: settings.repository, GITHUB_API_URL: apiUrl,
-        GITHUB_WORKSPACE: '/workspace', GITHUB_JOB: job.id, RUNNER_TEMP: '/tmp', RUNNER_OS: 'Linux', ...settings.environment.set,
+        GITHUB_WORKSPACE: '/workspace', GITHUB_JOB: job.id, GITHUB_SHA: '0'.repeat(40), GITHUB_REF: 'refs/heads/main', GITHUB_REF_NAME: 'main', GITHUB_ACTOR: 'ambit', GITHUB_EVENT_NAME: 'push', GITHUB_RUN_ID: '1', GITHUB_RUN_NUMBER: '1', RUNNER_TEMP: '/tmp', RUNNER_OS: 'Linux', ...settings.environment.set,
       },
     },
   })

@@ -1,5 +1,6 @@
 import type { Socket as Datagrams } from 'node:dgram'
 import type { Server, Socket } from 'node:net'
+import { reset } from './reset.ts'
 import type { Resolver } from './resolver.ts'
 
 /** One connection's share; a stub resolver opens one and closes it. */
@@ -26,7 +27,7 @@ export function serveDnsConnections(server: Server, resolver: Resolver): { close
   const open = new Set<Socket>()
   server.on('connection', (socket: Socket) => {
     if (open.size >= MAX_CONNECTIONS) {
-      socket.resetAndDestroy()
+      reset(socket)
       return
     }
     open.add(socket)

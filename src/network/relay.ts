@@ -7,6 +7,7 @@ import type { Objection } from './http-requests.ts'
 import type { Journal } from './journal.ts'
 import { isSynthetic, type Names } from './names.ts'
 import type { Policy } from './policy.ts'
+import { reset } from './reset.ts'
 
 type Flow = Extract<EvidenceBody, { type: 'flow' }>
 export type Ruling = { decision: 'allowed' | 'refused'; name: string | null; nameSource: Flow['nameSource']; reason: string }
@@ -283,13 +284,6 @@ function gate(client: Socket, limitMs: number, pass: (first: FirstBytes, bytes: 
     clearTimeout(timer)
   }
   client.on('data', more).once('end', ended).once('close', drop)
-}
-
-/** RST at once, so that nobody waits for a time-out. */
-function reset(socket: Socket): void {
-  if (socket.destroyed) return
-  if (socket.connecting) socket.destroy()
-  else socket.resetAndDestroy()
 }
 
 function list(names: readonly string[]): string {

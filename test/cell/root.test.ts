@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { elfInterpreters, rootBuilder } from '../../src/cell/root.ts'
 
-const dir = mkdtempSync('/opt/ambit-root-')
+const dir = mkdtempSync('/usr/share/ambit-root-')
 const elsewhere = mkdtempSync('/var/tmp/ambit-root-')
 t.teardown(() => { for (const one of [dir, elsewhere]) rmSync(one, { recursive: true, force: true }) })
 // Another user must be able to look in.

@@ -38,6 +38,13 @@ t.test('a daemon whose spawner was killed says so, and ends for its supervisor t
   t.equal(await ended, 1)
 })
 
+t.test('a second daemon on the same socket says so and ends', async t => {
+  const { dir, socket } = await startDaemon(t)
+  const second = spawnSync(process.execPath, [join(root, 'dist/cli/main.js'), 'daemon', '--state', join(dir, 'other'), '--socket', socket, '--feed-port', '0'], { encoding: 'utf8', timeout: 20_000 })
+  t.equal(second.status, 2)
+  t.match(second.stderr, /could not open the control socket[^]*another daemon/)
+})
+
 t.test('a user who is not root gets a share of the cells', async t => {
   const slots = openSlots(8)
   const mine = [slots.take(1000), slots.take(1000)]

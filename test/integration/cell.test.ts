@@ -1,5 +1,6 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { chmodSync, closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -40,6 +41,12 @@ const OPEN = contract(`authority:
   filesystem: { read: [/], write: [/workspace, /tmp] }
   exec: ['*']
   syscall: { profile: build }`, 'observe')
+
+/** As `run`, while this process goes on serving. */
+async function runAsync(contractFile: string, command: string[]): Promise<{ status: number | null }> {
+  const child = spawn(join(root, 'build/Release/ambit-client'), ['run', '--socket', socket, '--contract', contractFile, '--', ...command], { cwd: work, stdio: ['ignore', 'ignore', 'inherit'] })
+  return { status: await new Promise(resolve => child.once('close', resolve)) }
+}
 
 let bundles = 0
 function run(contractFile: string, command: string[], options: { input?: string; evidence?: string; env?: Record<string, string> } = {}): { status: number | null; stdout: string; stderr: string } {
@@ -226,7 +233,7 @@ t.test('nothing is executed where a job can write, from memory, or through the l
   const python = spawnSync('readlink', ['-f', '/usr/bin/python3'], { encoding: 'utf8' }).stdout.trim()
   const narrow = lists(`/usr/bin/bash, /usr/bin/cp, ${python}`)
   const wide = lists('"*"')
-  for (const attack of ['cp /usr/bin/true here && ./here', 'cp /usr/bin/true /tmp/here && /tmp/here', 'cp /usr/bin/true here && /lib64/ld-linux-x86-64.so.2 ./here', 'exec python3 memfd.py']) {
+  for (const attack of ['cp /usr/bin/true here && ./here', 'cp /usr/bin/true /tmp/here && /tmp/here', 'cp /usr/bin/true here && /lib64/ld-linux-x86-64.so.2 ./here', 'cp /usr/bin/true /dev/here && /lib64/ld-linux-x86-64.so.2 /dev/here', 'exec python3 memfd.py']) {
     t.equal(run(wide, ['bash', '-c', attack]).status, 0, `${attack}: works where any program is granted`)
     t.not(run(narrow, ['bash', '-c', attack]).status, 0, attack)
   }
@@ -256,6 +263,28 @@ t.test('only the granted part of the workspace can be changed', async t => {
     t.not(run(part, ['sh', '-c', act]).status, 0, act)
     t.equal(run(SHELL, ['sh', '-c', `${act}; cp out/copy source.txt`]).status, 0, `${act}: works where the whole is granted`)
   }
+})
+
+t.test('connections that nobody reads do not outlive their cell in the daemon', async t => {
+  const server = createServer(socket => { socket.pause() }).listen(0, '127.0.0.1')
+  await new Promise(resolve => server.once('listening', resolve))
+  t.teardown(() => server.close())
+  const { port } = server.address() as AddressInfo
+  writeFileSync(join(work, 'many.py'), `import socket
+held = [socket.create_connection(('deaf.test', ${port})) for _ in range(50)]
+for one in held: one.sendall(b'GET / HTTP/1.1\\r\\nHost: deaf.test\\r\\n\\r\\n')
+`)
+  const deaf = contract(`hosts: { deaf.test: 127.0.0.1 }
+authority:
+  network: [{ host: deaf.test, port: ${port} }]
+  filesystem: { read: [/usr/lib, /usr/bin, /etc], write: [/workspace, /tmp] }
+  exec: ['*']
+  syscall: { profile: build }`)
+  const count = (): number => readdirSync(`/proc/${daemon.pid}/fd`).length
+  const before = count()
+  t.equal((await runAsync(deaf, ['python3', 'many.py'])).status, 0)
+  for (let i = 0; i < 100 && count() > before + 5; i++) await sleep(50)
+  t.ok(count() <= before + 5, `${count()} descriptors, ${before} before`)
 })
 
 t.test('limits hold: a memory bomb ends, and the verdict knows why', async t => {

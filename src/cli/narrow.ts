@@ -30,6 +30,13 @@ Example: ambit narrow ev --workflow .github/workflows/build.yml --job build --di
       if (options.job !== undefined && options.workflow === undefined) throw new AmbitError('USAGE', { attempted: 'narrow a job', why: '--job goes with --workflow', remedy: 'name the workflow file, too' })
       if (options.write && options.contract === undefined && options.workflow === undefined) throw new AmbitError('USAGE', { attempted: 'write what was narrowed', why: 'no file is named', remedy: 'name one with --contract or --workflow' })
       const { contract: own, events } = await readBundle(dir)
+      const last = events.at(-1)
+      const { code, reason } = last?.type === 'cell.ended' ? last : { code: null, reason: 'no end is recorded' }
+      if (code !== 0) {
+        const why = `the measured command did not end well (${code === null ? reason : `status ${code}`}): what it did not use it may only not have reached`
+        if (options.write) throw new AmbitError('USAGE', { attempted: `narrow by ${dir}`, why, remedy: 'measure a run that succeeds; without --write the narrowed form is only shown' })
+        process.stderr.write(`ambit: note: ${why}\n`)
+      }
       const before = options.contract === undefined ? own : readContractFile(options.contract)
       const narrowed = narrowContract(before, events)
       const text = writeContract(narrowed)

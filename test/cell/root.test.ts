@@ -1,6 +1,7 @@
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { writableTrees } from '../../src/cell/plan.ts'
 import { elfInterpreters, rootBuilder } from '../../src/cell/root.ts'
 
 const dir = mkdtempSync('/usr/share/ambit-root-')
@@ -36,6 +37,18 @@ t.test('a link that a job may have made leads nowhere', t => {
   refused([], join(elsewhere, 'planted/deep'))
   refused([dir], join(dir, 'link/deep'))
   rootBuilder([join(dir, 'real')]).expose(join(dir, 'link/deep'))
+  t.end()
+})
+
+t.test('a link beside a program that nobody asked for stops no cell, and no job may write where links are followed', t => {
+  symlinkSync(join(dir, 'real/deep/file'), join(elsewhere, 'beside'))
+  const root = rootBuilder([])
+  root.exposeLinks([elsewhere], () => true)
+  t.same(root.mounts(), [])
+  root.exposeLinks([dir], real => real === join(dir, 'real'))
+  t.ok(root.mounts().some(({ target }) => target === join(dir, 'link')), 'one of the host\'s packages is shown')
+  for (const path of ['/usr/lib/x', '/etc', '/nix/store']) t.throws(() => writableTrees([path]), { code: 'CELL_FAILED' }, path)
+  t.same(writableTrees(['/usr/local/x', '/srv/a', '/srv/a/b', '/workspace/out', '/tmp', '/']), ['/srv/a', '/usr/local/x'])
   t.end()
 })
 

@@ -109,6 +109,28 @@ t.test('bad input is named with its place and changes nothing', async t => {
   t.equal(spawnSync(ambit, ['loop', '--no-such-option']).status, 2)
 })
 
+t.test('options that say nothing, or two things, are refused before anything is printed or written', async t => {
+  const out = join(dir, 'out')
+  const before = join(root, 'examples/overbroad-build/.github/workflows/build.yml')
+  for (const args of [
+    ['audit', root, '--fail-on', 'bogus'], ['audit', join(root, 'examples/overbroad-build'), '--json', '--sarif', '-'], ['audit', join(root, 'examples/overbroad-build'), '--sarif', join(dir, 'no/such/file')],
+    ['verdict', join(out, 'observe'), '--fail-on', 'bogus'], ['verdict', join(out, 'observe'), '--ledger', join(dir, 'unsigned')],
+    ['narrow', join(out, 'observe'), '--workflow', before, '--diff'], ['narrow', join(out, 'observe'), '--job', 'build'], ['narrow', join(out, 'observe'), '--write'], ['narrow', join(out, 'observe'), '--workflow', before, '--job', 'nope'],
+    ['daemon', '--log-level', 'loud'], ['loop', join(root, 'examples/overbroad-build'), '--out', out],
+  ]) {
+    const { status, stdout, stderr } = spawnSync(ambit, args, { encoding: 'utf8' })
+    t.equal(status, 2, `${args.join(' ')}: ${stderr}`)
+    t.equal(stdout, '', args.join(' '))
+  }
+  t.notOk(existsSync(join(dir, 'unsigned')))
+  const refused = readdirSync(out).find(name => /^hostile-\d+$/.test(name))!
+  const copy = join(dir, 'copy.yml')
+  writeFileSync(copy, readFileSync(before))
+  const failed = spawnSync(ambit, ['narrow', join(out, refused), '--workflow', copy, '--job', 'build', '--write', '--key', join(out, refused, 'public-key.pem')], { encoding: 'utf8' })
+  t.match(failed, { status: 2, stderr: /did not end well/ })
+  t.equal(readFileSync(copy, 'utf8'), readFileSync(before, 'utf8'))
+})
+
 t.test('without root it is said what root is needed for', async t => {
   for (const args of [['doctor'], ['daemon', '--state', join(dir, 'never'), '--socket', join(dir, 'never/s')], ['run', '--contract', join(root, 'examples/contracts/minimal.yaml'), '--', 'true']]) {
     // A user namespace without a map: the files are still ours to read, and nothing else is.

@@ -81,7 +81,7 @@ t.test('however the bytes fall into chunks, the same goes on and the same is ref
     const drops = read(chunks)
     const single = read([...bytes].map(byte => Buffer.from([byte])))
     return [drops, single].every(seen => seen.why === once.why && seen.passed === once.passed && seen.hosts.join() === once.hosts.join())
-  }), { numRuns: 4000 })
+  }), { numRuns: 1500 })
   for (const text of [GOOD.bare + BAD['a long head'], `${GOOD.bare}${'A'.repeat(MAX_HEAD_BYTES)}\n`, post('Transfer-Encoding: chunked', `0\r\nX: ${'x'.repeat(MAX_HEAD_BYTES)}\r\n\r\n`)]) {
     for (const size of [1000, 16_383, 16_384]) {
       const bytes = bytesOf(text)
@@ -113,7 +113,8 @@ t.test('a lenient server is asked for no other host by what goes on, whatever by
     if ((await asked(attack)).some(host => host.includes('evil'))) without += 1
     return !(await asked(whole(attack).passed)).some(host => host.includes('evil'))
   }), { numRuns: 1500 })
-  t.ok(without > 300, `${without} of 4000 work without the check`)
+  // How many depends on the seed and on how soon the server answers; each named form is shown to work by itself above.
+  t.ok(without > 100, `${without} of 1500 work without the check`)
 })
 
 t.test('a first request may leave HTTP once the server agrees, and what follows waits for that', async t => {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "probes.hpp"
+#include "call-table.hpp"
 #include <fcntl.h>
 #include <linux/btf.h>
 #include <bpf/btf.h>
 #include <poll.h>
-#include <seccomp.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -54,90 +54,6 @@ const Hook kHooks[] = {
     {"network", "network_sendmsg6", "cgroup/sendmsg6", "network", nullptr},
     {"relay", "relay_lookup", "sk_lookup (relay)", "network", nullptr},
 };
-
-// What a call's arguments mean, by libseccomp's name for it: the same on every architecture.
-struct CallName { const char* name; ambit_call call; };
-const CallName kCalls[] = {
-    {"open", {AMBIT_CALL_OPEN, -1, 0, 1, -1, -1, {}}},
-    {"openat", {AMBIT_CALL_OPEN, 0, 1, 2, -1, -1, {}}},
-    {"openat2", {AMBIT_CALL_OPEN2, 0, 1, 2, -1, -1, {}}},
-    {"creat", {AMBIT_CALL_CREAT, -1, 0, -1, -1, -1, {}}},
-    {"open_by_handle_at", {AMBIT_CALL_HANDLE, 0, -1, 2, -1, -1, {}}},
-    {"execve", {AMBIT_CALL_EXEC, -1, 0, -1, -1, -1, {}}},
-    {"execveat", {AMBIT_CALL_EXEC, 0, 1, -1, -1, -1, {}}},
-    {"unlink", {AMBIT_CALL_ENTRY, -1, 0, -1, -1, -1, {}}},
-    {"unlinkat", {AMBIT_CALL_ENTRY, 0, 1, -1, -1, -1, {}}},
-    {"mkdir", {AMBIT_CALL_ENTRY, -1, 0, -1, -1, -1, {}}},
-    {"mkdirat", {AMBIT_CALL_ENTRY, 0, 1, -1, -1, -1, {}}},
-    {"rmdir", {AMBIT_CALL_ENTRY, -1, 0, -1, -1, -1, {}}},
-    {"mknod", {AMBIT_CALL_ENTRY, -1, 0, -1, -1, -1, {}}},
-    {"mknodat", {AMBIT_CALL_ENTRY, 0, 1, -1, -1, -1, {}}},
-    {"symlink", {AMBIT_CALL_ENTRY, -1, 1, -1, -1, -1, {}}},
-    {"symlinkat", {AMBIT_CALL_ENTRY, 1, 2, -1, -1, -1, {}}},
-    {"link", {AMBIT_CALL_ENTRY, -1, 1, -1, -1, -1, {}}},
-    {"linkat", {AMBIT_CALL_ENTRY, 2, 3, -1, -1, -1, {}}},
-    {"rename", {AMBIT_CALL_ENTRY, -1, 0, -1, -1, 1, {}}},
-    {"renameat", {AMBIT_CALL_ENTRY, 0, 1, -1, 2, 3, {}}},
-    {"renameat2", {AMBIT_CALL_ENTRY, 0, 1, -1, 2, 3, {}}},
-    {"truncate", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"truncate64", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"chmod", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"fchmodat", {AMBIT_CALL_OBJECT, 0, 1, -1, -1, -1, {}}},
-    {"fchmodat2", {AMBIT_CALL_OBJECT, 0, 1, -1, -1, -1, {}}},
-    {"chown", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"chown32", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"lchown", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"lchown32", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"fchownat", {AMBIT_CALL_OBJECT, 0, 1, -1, -1, -1, {}}},
-    {"setxattr", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"lsetxattr", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"removexattr", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"lremovexattr", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"utime", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"utimes", {AMBIT_CALL_OBJECT, -1, 0, -1, -1, -1, {}}},
-    {"futimesat", {AMBIT_CALL_OBJECT, 0, 1, -1, -1, -1, {}}},
-    {"utimensat", {AMBIT_CALL_OBJECT, 0, 1, -1, -1, -1, {}}},
-    {"fchmod", {AMBIT_CALL_OBJECT, 0, -1, -1, -1, -1, {}}},
-    {"fchown", {AMBIT_CALL_OBJECT, 0, -1, -1, -1, -1, {}}},
-    {"fchown32", {AMBIT_CALL_OBJECT, 0, -1, -1, -1, -1, {}}},
-    {"fsetxattr", {AMBIT_CALL_OBJECT, 0, -1, -1, -1, -1, {}}},
-    {"fremovexattr", {AMBIT_CALL_OBJECT, 0, -1, -1, -1, -1, {}}},
-    {"setxattrat", {AMBIT_CALL_OBJECT, 0, 1, -1, -1, -1, {}}},
-    {"removexattrat", {AMBIT_CALL_OBJECT, 0, 1, -1, -1, -1, {}}},
-    {"stat", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"lstat", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"stat64", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"lstat64", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"newfstatat", {AMBIT_CALL_LOOK, 0, 1, -1, -1, -1, {}}},
-    {"fstatat64", {AMBIT_CALL_LOOK, 0, 1, -1, -1, -1, {}}},
-    {"statx", {AMBIT_CALL_LOOK, 0, 1, -1, -1, -1, {}}},
-    {"access", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"faccessat", {AMBIT_CALL_LOOK, 0, 1, -1, -1, -1, {}}},
-    {"faccessat2", {AMBIT_CALL_LOOK, 0, 1, -1, -1, -1, {}}},
-    {"readlink", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"readlinkat", {AMBIT_CALL_LOOK, 0, 1, -1, -1, -1, {}}},
-    {"chdir", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"statfs", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"getxattr", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"lgetxattr", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"listxattr", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"llistxattr", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
-    {"getxattrat", {AMBIT_CALL_LOOK, 0, 1, -1, -1, -1, {}}},
-    {"listxattrat", {AMBIT_CALL_LOOK, 0, 1, -1, -1, -1, {}}},
-    {"connect", {AMBIT_CALL_SOCKET, -1, 1, -1, -1, -1, {}}},
-    {"sendto", {AMBIT_CALL_SOCKET, -1, 4, -1, -1, -1, {}}},
-    {"bind", {AMBIT_CALL_SOCKET, -1, 1, -1, -1, -1, {}}},
-};
-
-// The rows of the syscall sets on this machine; bpf/arch.h counts them the same way.
-#if defined(__x86_64__)
-constexpr uint32_t kArches[] = {SCMP_ARCH_X86_64, SCMP_ARCH_X86, SCMP_ARCH_X32};
-constexpr uint32_t kFirstArch = AMBIT_X86_64;
-#elif defined(__aarch64__)
-constexpr uint32_t kArches[] = {SCMP_ARCH_AARCH64, SCMP_ARCH_ARM};
-constexpr uint32_t kFirstArch = AMBIT_AARCH64;
-#endif
-constexpr uint32_t kX32Bit = 0x40000000;
 
 // libbpf has one printer for the whole process and no context: what it says meanwhile on this thread is caught here.
 thread_local std::string* caught = nullptr;
@@ -322,25 +238,6 @@ std::string Probes::LoadObject(const char* name, ObjectPtr* out) {
   return {};
 }
 
-int Probes::FillCalls() {
-  auto files = objects_.find("files");
-  if (!files->second.object) return 0;
-  int map = bpf_object__find_map_fd_by_name(files->second.object.get(), "calls");
-  if (map < 0) return map;
-  for (uint32_t row = 0; row < std::size(kArches); row++) {
-    for (const CallName& entry : kCalls) {
-      // Negative: this architecture has no such call.
-      int nr = seccomp_syscall_resolve_name_arch(kArches[row], entry.name);
-      if (nr < 0) continue;
-      uint32_t number = static_cast<uint32_t>(nr) & ~kX32Bit;
-      if (number >= AMBIT_NUMBERS) continue;
-      uint32_t place = row * AMBIT_NUMBERS + number;
-      if (bpf_map_update_elem(map, &place, &entry.call, BPF_ANY) != 0) return -errno;
-    }
-  }
-  return 0;
-}
-
 int Probes::StartRing() {
   auto events = shared_.find("events");
   if (events == shared_.end()) return 0;
@@ -368,7 +265,8 @@ Napi::Value Probes::Load(const Napi::CallbackInfo& info) {
     loaded.why = LoadObject(name, &loaded.object);
     objects_.emplace(name, std::move(loaded));
   }
-  if (int error = FillCalls()) ThrowErrno(env, "fill the map of calls", -error);
+  bpf_object* files = objects_.at("files").object.get();
+  if (int error = files == nullptr ? 0 : FillCallTable(files)) ThrowErrno(env, "fill the map of calls", -error);
   if (bpf_object* syscalls = objects_.at("syscalls").object.get()) {
     void* counts = mmap(nullptr, sizeof(ambit_count) * AMBIT_SLOTS * AMBIT_ROW, PROT_READ | PROT_WRITE, MAP_SHARED,
                         bpf_object__find_map_fd_by_name(syscalls, "syscall_counts"), 0);

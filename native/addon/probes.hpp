@@ -57,7 +57,6 @@ class Probes : public Napi::ObjectWrap<Probes> {
   std::string LoadObject(const char* name, ObjectPtr* out);
   int ShareMaps(bpf_object* object);
   int KeepMaps(bpf_object* object);
-  int FillCalls();
   int StartRing();
   Napi::Array Report(Napi::Env env) const;
   void CloseAll();

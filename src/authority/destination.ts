@@ -41,9 +41,28 @@ export const host = z.string().transform((text, context) => {
 
 export const port = z.union([z.literal('*'), z.number().int().min(1).max(65535)], { error: 'must be a port from 1 to 65535, or "*"' })
 
-export type Grant = { host: string; port: number | '*' }
+/** A destination by name or address; `protocol` absent: TCP. */
+export type HostGrant = {
+  host: string
+  port: number | '*'
+  protocol?: 'udp' | undefined
+  /** The connection may hide the name that it means behind the one that it shows (RFC 9849): the shown one is held to the grant. */
+  encryptedClientHello?: true | undefined
+}
+/** A Unix socket of the host, by its path. */
+export type SocketGrant = { unix: string }
+export type Grant = HostGrant | SocketGrant
+export type Protocol = 'tcp' | 'udp'
 /** Where a connection went, name and address in their canonical forms; null: none was told, or it was none that a grant could hold. */
-export type Destination = { name: string | null; address: string | null; port: number }
+export type Destination = { name: string | null; address: string | null; port: number; protocol: Protocol; hidden?: boolean }
+
+export function isHostGrant(grant: Grant): grant is HostGrant {
+  return 'host' in grant
+}
+
+export function protocolOf(grant: HostGrant): Protocol {
+  return grant.protocol ?? 'tcp'
+}
 
 /** `*.example.com` is every name below example.com, at any depth, and not example.com itself. */
 function nameMatches(pattern: string, name: string): boolean {
@@ -54,24 +73,33 @@ export type Matcher = (destination: Destination) => boolean
 
 /** Whether a grant stands for a destination: the part of the rule that the relay applies to its own view (src/network/policy.ts). */
 export function matcherOf(grant: Grant): Matcher {
-  const fits = (destination: Destination): boolean => grant.port === '*' || grant.port === destination.port
+  if (!isHostGrant(grant)) return () => false
+  const protocol = protocolOf(grant)
+  const fits = (destination: Destination): boolean => protocol === destination.protocol && (grant.port === '*' || grant.port === destination.port)
+    && (destination.hidden !== true || grant.encryptedClientHello === true || grant.host === '*')
   if (grant.host === '*') return fits
   const block = parseBlock(grant.host)
   if (block === null) return destination => fits(destination) && destination.name !== null && nameMatches(grant.host, destination.name)
-  if (!isBroad(grant)) return destination => destination.address === grant.host && fits(destination)
-  return destination => {
-    const address = fits(destination) && destination.address !== null ? parseAddress(destination.address) : null
-    return address !== null && blockHolds(block, address)
-  }
+  const holds = isBroad(grant)
+    ? (text: string | null): boolean => {
+        const address = text === null ? null : parseAddress(text)
+        return address !== null && blockHolds(block, address)
+      }
+    : (text: string | null): boolean => text === grant.host
+  // What an address is declared for is not asked for its name: nothing is hidden from the grant.
+  return destination => fits({ ...destination, hidden: false }) && holds(destination.address)
 }
 
 /** Stands for more than one host. */
-export function isBroad({ host: where }: Grant): boolean {
-  return where.startsWith('*') || where.includes('/')
+export function isBroad(grant: Grant): boolean {
+  return isHostGrant(grant) && (grant.host.startsWith('*') || grant.host.includes('/'))
 }
 
 /** Every destination that `inner` stands for, `outer` stands for too. */
 export function grantWithin(inner: Grant, outer: Grant): boolean {
+  if (!isHostGrant(inner) || !isHostGrant(outer)) return !isHostGrant(inner) && !isHostGrant(outer) && inner.unix === outer.unix
+  if (protocolOf(inner) !== protocolOf(outer)) return false
+  if (inner.encryptedClientHello === true && outer.encryptedClientHello !== true && outer.host !== '*') return false
   if (outer.port !== '*' && outer.port !== inner.port) return false
   if (outer.host === '*' || outer.host === inner.host) return true
   if (inner.host === '*') return false
@@ -80,8 +108,11 @@ export function grantWithin(inner: Grant, outer: Grant): boolean {
   return outer.host.startsWith('*.') && (inner.host.startsWith('*.') ? nameMatches(outer.host, inner.host.slice(2)) : nameMatches(outer.host, inner.host))
 }
 
-export function grantText({ host: where, port: at }: Grant): string {
-  return `${where.includes(':') ? `[${where}]` : where}:${at}`
+/** "api.example.com:443", "ntp.example.com:123/udp", "unix:/run/x.sock". */
+export function grantText(grant: Grant): string {
+  if (!isHostGrant(grant)) return `unix:${grant.unix}`
+  const { host: where, port: at } = grant
+  return `${where.includes(':') ? `[${where}]` : where}:${at}${protocolOf(grant) === 'udp' ? '/udp' : ''}${grant.encryptedClientHello === true ? ' with encrypted ClientHello' : ''}`
 }
 
 export function isLoopback(address: string): boolean {

@@ -22,6 +22,8 @@ type Links = ReadonlyMap<string, string>
 type Failure = Act & { errno: string }
 type Used = {
   done: Record<Right, Map<string, Act>>
+  /** Sockets spoken to: it takes the right to write them, but which may be spoken to is the network's. */
+  sockets: Map<string, Act>
   /** Looked at and not opened (stat, access, readlink…). */
   looked: Map<string, Act>
   /** Paths that were made, not only written. */
@@ -83,7 +85,7 @@ export const filesystem: AuthorityKind<Declared, Used> = {
   name: 'filesystem',
   schema,
   fromJob: () => ({ read: ['/'], write: ['/workspace', '/tmp'] }),
-  nothingUsed: () => ({ done: { read: new Map(), write: new Map() }, looked: new Map(), created: new Set(), failed: { read: new Map(), write: new Map() }, unknown: 0, unsure: undefined, links: new Map() }),
+  nothingUsed: () => ({ done: { read: new Map(), write: new Map() }, sockets: new Map(), looked: new Map(), created: new Set(), failed: { read: new Map(), write: new Map() }, unknown: 0, unsure: undefined, links: new Map() }),
 
   observe(event: EvidenceEvent, used) {
     if (event.type === 'cell.started') used.links = new Map(Object.entries(event.links ?? {}))
@@ -92,13 +94,14 @@ export const filesystem: AuthorityKind<Declared, Used> = {
       if (pathUnknown(event.path) || (said && event.access !== 'write')) used.unknown++
       else if (said) used.unsure ??= event.path
       if (cellsOwn(event.path) || !grantable(event.path)) return
-      if (event.source === 'name') note(used.looked, event.path, event.process)
+      if (event.socket === true) note(used.sockets, event.path, event.process)
+      else if (event.source === 'name') note(used.looked, event.path, event.process)
       else for (const right of rights(event.access)) note(used.done[right], event.path, event.process)
       if (event.created) used.created.add(event.path)
     }
     // A program of the job's own is read to be executed; the others are the exec kind's.
     if (event.type === 'exec' && !event.unlinked && ownWhole(event.path)) note(used.done.read, event.path, event.process)
-    if (event.type === 'file.failed') {
+    if (event.type === 'file.failed' && event.socket !== true) {
       if (!event.path.startsWith('/') || cellsOwn(event.path)) return
       const writes = event.access !== 'read'
       // A new file is not on the host either: that making it was refused says enough.
@@ -129,7 +132,7 @@ export const filesystem: AuthorityKind<Declared, Used> = {
   narrow(declared, used, coverage) {
     if (gapOf(used, coverage) !== undefined) return declared
     const { links } = used
-    const written = [...used.done.write.keys()].filter(path => allows(declared, 'write', path, links))
+    const written = [...used.done.write.keys(), ...used.sockets.keys()].filter(path => allows(declared, 'write', path, links))
     // What a link may have led to cannot be told from what was never changed: then every grant stays.
     const write = used.unsure !== undefined ? declared.write : gathered(written.map(path => {
       const held = holding(declared.write, path, links)[0]!
@@ -163,7 +166,7 @@ function byName(a: readonly [string, unknown], b: readonly [string, unknown]): n
 
 function grantRow(right: Right, grant: string, used: Used, gap: string | undefined): Comparison {
   const below = (acts: Map<string, Act>): [string, Act][] => [...acts].filter(([path]) => covers(places(grant, used.links), path))
-  const done = below(used.done[right])
+  const done = [...below(used.done[right]), ...(right === 'write' ? below(used.sockets) : [])]
   const looks = right === 'read' ? below(used.looked) : []
   const row = (outcome: Outcome, count: number, proof: string): Comparison => ({ grant: `${right} ${grant}`, outcome, declared: true, count, proof })
   if (done.length > 0) {

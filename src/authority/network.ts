@@ -1,20 +1,43 @@
 import { z } from 'zod'
 import type { ProcessRef } from '../evidence/records.ts'
-import { canonicalAddress, canonicalName, grantText, grantWithin, host, isBroad, isLoopback, isName, matcherOf, port, type Destination, type Grant, type Matcher } from './destination.ts'
+import { canonicalAddress, canonicalName, grantText, grantWithin, host, isBroad, isHostGrant, isLoopback, isName, matcherOf, port, type Destination, type Grant, type HostGrant, type Matcher } from './destination.ts'
 import type { AuthorityKind, Comparison } from './kind.ts'
+import { parseBlock } from './addresses.ts'
+import { cellsOwn, ownWhole, socketPath } from './paths.ts'
 import { compareText, counted, grouped, repeated, some, who } from './words.ts'
 
-const schema = z.array(z.strictObject({
-  host: host.describe('a host name, "*.NAME" (every name below it, not itself), an IP address, a CIDR block, or "*" (any public host)'),
-  port: port.describe('a TCP port, or "*"'),
-})).max(2_000, { error: 'holds more than 2000 entries', abort: true }).superRefine((list, context) => {
+const entry = z.strictObject({
+  host: host.optional().describe('a host name, "*.NAME" (every name below it, not itself), an IP address, a CIDR block, or "*" (any public host)'),
+  port: port.optional().describe('a port, or "*"'),
+  protocol: z.enum(['tcp', 'udp'], { error: 'must be tcp or udp' }).optional().describe('tcp, which is also what its absence means, or udp'),
+  encryptedClientHello: z.boolean({ error: 'must be true or false' }).optional().describe('true: clients may hide the name that they mean behind the one that they show'),
+  unix: socketPath.optional().describe('instead of a host: the path of a Unix socket of the host'),
+}).transform((raw, context): Grant => {
+  const fault = (message: string, key: string): never => {
+    context.addIssue({ code: 'custom', message, path: [key], input: raw })
+    return z.NEVER
+  }
+  if (raw.unix !== undefined) {
+    const beside = (['host', 'port', 'protocol', 'encryptedClientHello'] as const).find(key => raw[key] !== undefined)
+    return beside === undefined ? { unix: raw.unix } : fault('has no meaning beside "unix": a socket is named by its path alone', beside)
+  }
+  if (raw.host === undefined) return fault('must name a host, or "unix" a socket of the host', 'host')
+  if (raw.port === undefined) return fault('must be a port from 1 to 65535, or "*"', 'port')
+  const hidden = raw.encryptedClientHello === true
+  if (hidden && (raw.protocol === 'udp' || raw.host === '*' || parseBlock(raw.host) !== null)) return fault('has a meaning for names over TCP alone: no name is asked for elsewhere', 'encryptedClientHello')
+  // One form for each meaning: what is the default is not written.
+  return { host: raw.host, port: raw.port, ...(raw.protocol === 'udp' ? { protocol: 'udp' } : {}), ...(hidden ? { encryptedClientHello: true } : {}) }
+})
+
+const schema = z.array(entry).max(2_000, { error: 'holds more than 2000 entries', abort: true }).superRefine((list, context) => {
   const texts = list.map(grantText)
   const twice = repeated(texts)
   if (twice !== undefined) context.addIssue({ code: 'custom', message: `${twice} is listed twice`, path: [texts.lastIndexOf(twice)], input: list })
 }).default([]).describe('where the cell may connect; everything else has no route and no name')
 
 type Declared = z.infer<typeof schema>
-type Flow = Destination & { decision: 'allowed' | 'refused'; reason: string; bytes: number }
+type Flow = Destination & { hidden: boolean; decision: 'allowed' | 'refused'; reason: string; bytes: number }
+type Attempt = { count: number; first: ProcessRef; why: string }
 type Used = {
   flows: Flow[]
   /** Of names that the resolver refused, by name. */
@@ -23,6 +46,8 @@ type Used = {
   /** Names by the addresses that the resolver gave for them. */
   names: Map<string, Set<string>>
   connects: { process: ProcessRef; address: string; port: number }[]
+  /** Unix sockets of the cell's file tree that were spoken to, and those that could not be, by path. */
+  sockets: { reached: Map<string, Attempt>; refused: Map<string, Attempt> }
 }
 
 function nameOf(text: string | null): string | null {
@@ -30,19 +55,24 @@ function nameOf(text: string | null): string | null {
   return name !== null && isName(name) ? name : null
 }
 
-function label({ name, address, port: at }: Destination): string {
-  return grantText({ host: name ?? address ?? '?', port: at })
+/** The grant that stands for one destination and nothing else. */
+function exactly({ name, address, port: at, protocol, hidden }: Destination, where = name ?? address ?? '?'): HostGrant {
+  return { host: where, port: at, ...(protocol === 'udp' ? { protocol } : {}), ...(hidden === true && name === where ? { encryptedClientHello: true } : {}) }
+}
+
+function label(destination: Destination): string {
+  return grantText(exactly(destination))
 }
 
 type Lost = Destination & { process: ProcessRef; names: string[] }
 
 /** TCP connections that were tried and that the relay never saw, with the names that their addresses were given for. */
 function lost(used: Used): Lost[] {
-  const seen = new Set(used.flows.map(flow => `${flow.address} ${flow.port}`))
+  const seen = new Set(used.flows.filter(flow => flow.protocol === 'tcp').map(flow => `${flow.address} ${flow.port}`))
   return used.connects.filter(connect => !seen.has(`${connect.address} ${connect.port}`))
     .map(connect => {
       const names = [...used.names.get(connect.address) ?? []].sort(compareText)
-      return { ...connect, name: names[0] ?? null, names }
+      return { ...connect, protocol: 'tcp', name: names[0] ?? null, names }
     })
 }
 
@@ -52,20 +82,31 @@ function matching(matchers: readonly Matcher[], destination: Destination & { nam
 }
 
 /** Names that the resolver answered and that one of the grants covers. */
-function lookedUp(grants: readonly Grant[], used: Used): string[] {
-  return [...used.answeredNames].filter(name => isName(name) && grants.some(grant => grantWithin({ host: name, port: grant.port }, grant))).sort(compareText)
+function lookedUp(grants: readonly HostGrant[], used: Used): string[] {
+  return [...used.answeredNames].filter(name => isName(name) && grants.some(grant => grantWithin({ ...grant, host: name }, grant))).sort(compareText)
 }
 
-/** Destinations that the cell may reach, by the relay and the resolver that are its only way out. */
+/** Whether a socket's use shows that a grant of it was needed; null: it was spoken to under a name that a link may have led there. */
+function socketUse(path: string, declared: readonly Grant[], used: Used): Attempt | null | undefined {
+  const own = used.sockets.reached.get(path)
+  if (own !== undefined) return own
+  const granted = new Set(declared.map(grant => (isHostGrant(grant) ? '' : grant.unix)))
+  return [...used.sockets.reached.keys()].some(other => !granted.has(other)) ? null : undefined
+}
+
+/** Errors by which a cell withholds a socket; ECONNREFUSED is its server's affair. */
+const WITHHELD = new Set(['EACCES', 'EPERM', 'ENOENT'])
+
+/** Destinations that the cell may reach: by the relay and the resolver that are its only way out, and Unix sockets that it is shown. */
 export const network: AuthorityKind<Declared, Used> = {
   name: 'network',
   schema,
   fromJob: job => job.egress === null ? [{ host: '*', port: '*' }] : [...new Map(job.egress.map(one => [grantText(one), one])).values()].map(one => ({ host: canonicalName(one.host), port: one.port })),
-  nothingUsed: () => ({ flows: [], refusedNames: new Map(), answeredNames: new Set(), names: new Map(), connects: [] }),
+  nothingUsed: () => ({ flows: [], refusedNames: new Map(), answeredNames: new Set(), names: new Map(), connects: [], sockets: { reached: new Map(), refused: new Map() } }),
 
   observe(event, used) {
     if (event.type === 'flow') {
-      used.flows.push({ name: nameOf(event.name), address: canonicalAddress(event.address), port: event.port, decision: event.decision, reason: event.reason, bytes: event.bytesIn + event.bytesOut })
+      used.flows.push({ name: nameOf(event.name), address: canonicalAddress(event.address), port: event.port, protocol: event.protocol ?? 'tcp', hidden: event.encryptedClientHello ?? false, decision: event.decision, reason: event.reason, bytes: event.bytesIn + event.bytesOut })
     }
     if (event.type === 'dns') {
       const name = canonicalName(event.name)
@@ -81,10 +122,17 @@ export const network: AuthorityKind<Declared, Used> = {
         else known.count++
       }
     }
-    // A UDP connect is how C libraries sort addresses; nothing leaves a cell by UDP but questions to its resolver.
+    // A UDP connect is how C libraries sort addresses; what is really sent by UDP is in the flows.
     if (event.type === 'connect' && event.protocol === 'tcp') {
       const address = canonicalAddress(event.address)
       if (address !== null && event.port > 0 && !isLoopback(address)) used.connects.push({ process: event.process, address, port: event.port })
+    }
+    if ((event.type === 'file' || event.type === 'file.failed') && event.socket === true && !cellsOwn(event.path)) {
+      if (event.type === 'file.failed' && !(event.onHost && WITHHELD.has(event.errno))) return
+      const attempts = event.type === 'file' ? used.sockets.reached : used.sockets.refused
+      const known = attempts.get(event.path)
+      if (known === undefined) attempts.set(event.path, { count: 1, first: event.process, why: event.type === 'file' ? '' : event.errno })
+      else known.count++
     }
   },
 
@@ -96,6 +144,13 @@ export const network: AuthorityKind<Declared, Used> = {
     const rows = declared.map((grant, index): Comparison => {
       const matches = matchers[index]!
       const row = (outcome: Comparison['outcome'], count: number, proof: string): Comparison => ({ grant: grantText(grant), outcome, declared: true, count, proof })
+      if (!isHostGrant(grant)) {
+        const use = socketUse(grant.unix, declared, used)
+        if (use) return row('used', use.count, `spoken to, first by ${who(use.first)}`)
+        if (use === null) return row('unobservable', 0, 'another socket was spoken to by its name alone, and a link may have led here')
+        const silent = gap ?? coverage.gaps('file')[0]
+        return silent === undefined ? row('unused', 0, 'nobody spoke to it') : row('unobservable', 0, silent)
+      }
       const mine = allowed.filter(matches)
       if (mine.length > 0) {
         const places = [...new Set(mine.map(label))].sort(compareText)
@@ -120,11 +175,20 @@ export const network: AuthorityKind<Declared, Used> = {
     }
     for (const [name, { count, reason }] of [...used.refusedNames].sort(byName)) {
       if (used.answeredNames.has(name)) continue
-      const named = declared.some(grant => grantWithin({ host: name, port: grant.port }, grant))
+      const named = declared.some(grant => isHostGrant(grant) && grantWithin({ ...grant, host: name }, grant))
       rows.push({ grant: name, outcome: 'denied', declared: named, count, proof: `the resolver refused the name: ${reason}` })
     }
     for (const [place, connects] of [...grouped(never.filter(connect => !matching(matchers, connect)), label)].sort(byName)) {
       rows.push({ grant: place, outcome: 'denied', declared: false, count: connects.length, proof: `tried by ${who(connects[0]!.process)}; it never reached the relay` })
+    }
+    const shown = new Set(declared.map(grantText))
+    for (const [outcome, attempts] of [['undeclared', used.sockets.reached], ['denied', used.sockets.refused]] as const) {
+      for (const [path, { count, first, why }] of [...attempts].sort(byName)) {
+        const grant = grantText({ unix: path })
+        // What a job makes in its own places is its own; what it makes elsewhere needs a grant to write there.
+        if (outcome === 'undeclared' && (shown.has(grant) || ownWhole(path))) continue
+        rows.push({ grant, outcome, declared: shown.has(grant), count, proof: outcome === 'denied' ? `${why} for ${who(first)}` : `spoken to, first by ${who(first)}` })
+      }
     }
     return rows
   },
@@ -136,29 +200,34 @@ export const network: AuthorityKind<Declared, Used> = {
       ...lost(used),
     ]
     const kept = new Map<string, Grant>()
+    const keep = (grant: Grant): void => { kept.set(grantText(grant), grant) }
     for (const grant of declared) {
+      if (!isHostGrant(grant)) {
+        if (socketUse(grant.unix, declared, used) !== undefined || coverage.gaps('file').length > 0) keep(grant)
+        continue
+      }
       const matchers = [matcherOf(grant)]
       for (const act of acts) {
         if (!matching(matchers, act)) continue
         // A flow that no grant could name leaves "*" as it is.
         const hosts = grant.host !== '*' ? [grant.host] : act.names.length > 0 ? act.names : [act.address ?? '*']
-        for (const one of hosts) kept.set(grantText({ host: one, port: act.port }), { host: one, port: act.port })
+        for (const one of hosts) keep(exactly({ ...act, name: parseBlock(one) === null && one !== '*' ? one : null }, one))
       }
     }
     for (const grant of declared) {
-      if ([...kept.values()].some(one => grantWithin(one, grant))) continue
-      for (const name of lookedUp([grant], used)) kept.set(grantText({ host: name, port: grant.port }), { host: name, port: grant.port })
+      if (!isHostGrant(grant) || [...kept.values()].some(one => grantWithin(one, grant))) continue
+      for (const name of lookedUp([grant], used)) keep({ ...grant, host: name })
     }
     // What another grant stands for already would be there only for this evidence.
-    const broad = [...kept.values()].filter(isBroad)
-    return [...kept.values()].filter(grant => !broad.some(other => other !== grant && grantWithin(grant, other)))
+    const all = [...kept.values()]
+    return all.filter(grant => !all.some(other => other !== grant && grantWithin(grant, other) && (isBroad(other) || !grantWithin(other, grant))))
       .sort((a, b) => compareText(grantText(a), grantText(b)))
   },
 
   within: (inner, outer) => inner.every(grant => outer.some(other => grantWithin(grant, other))),
 
   toJob(narrowed) {
-    const exact = narrowed.filter((grant): grant is { host: string; port: number } => grant.host !== '*' && grant.port !== '*')
+    const exact = narrowed.flatMap(grant => (isHostGrant(grant) && grant.host !== '*' && grant.port !== '*' && grant.protocol === undefined && grant.encryptedClientHello === undefined ? [{ host: grant.host, port: grant.port }] : []))
     return exact.length === narrowed.length ? { egress: exact } : {}
   },
 }

@@ -39,6 +39,22 @@ export const grantedPath = z.string().superRefine((path, context) => {
   if (fault !== null) context.addIssue({ code: 'custom', message: fault, input: path })
 })
 
+/** Why no contract can name a socket by this path; null if it can. Sockets are shown one by one, so those of /run can be. */
+function socketFault(path: string): string | null {
+  const elsewhere = /^(\/var)?\/run\//.test(path) ? path.replace(/^(\/var)?\/run\//, '/x/') : path
+  if (path === '/') return 'is no socket'
+  if (inside(path, '/run/ambit') || inside(path, '/workspace')) return 'lies in what is the cell\'s own'
+  // sun_path of unix(7), its final NUL left out.
+  if (Buffer.byteLength(path) > 107) return 'is longer than the path of a socket can be (107 bytes)'
+  return pathFault(elsewhere)
+}
+
+/** The path of a Unix socket as contracts name it. */
+export const socketPath = z.string({ error: 'must be the path of a socket' }).superRefine((path, context) => {
+  const fault = socketFault(path)
+  if (fault !== null) context.addIssue({ code: 'custom', message: fault, input: path })
+})
+
 /** The cell makes these for itself and every process in it may use them: using them is no authority. */
 const OWN_TREES = ['/proc', '/dev', '/run/ambit']
 const OWN_FILES = new Set(['/', '/etc/resolv.conf', '/etc/hosts', '/etc/hostname', '/etc/ld.so.cache'])

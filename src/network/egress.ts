@@ -3,11 +3,12 @@ import { closeSync, fstatSync } from 'node:fs'
 import { createServer, type Server } from 'node:net'
 import { AmbitError } from '../errors.ts'
 import type { EvidenceBody, HookReport } from '../evidence/records.ts'
+import { isHostGrant, protocolOf, type Grant, type HostGrant, type Protocol } from '../authority/destination.ts'
 import { parseAddress } from '../authority/addresses.ts'
 import { serveDatagrams, serveDnsConnections } from './dns-server.ts'
 import { openJournal } from './journal.ts'
 import { cellNames } from './names.ts'
-import { policyOf, type NetworkGrant } from './policy.ts'
+import { policyOf } from './policy.ts'
 import { openRelay } from './relay.ts'
 import { cellResolver } from './resolver.ts'
 import { hostUpstream } from './upstream.ts'
@@ -17,7 +18,7 @@ export type EgressSockets = { relay4: number; relay6: number; dnsUdp4: number; d
 export type EgressOptions = {
   /** Descriptors of sockets in the cell's network namespace, the TCP ones listening. Owned, and closed, from the call on, even if it throws. */
   sockets: EgressSockets
-  grants: readonly NetworkGrant[]
+  grants: readonly Grant[]
   /** Names with a fixed address, which may be loopback or private: it is named by being here. Does not declare the name. */
   hosts: Readonly<Record<string, string>>
   mode: 'observe' | 'enforce'
@@ -45,12 +46,14 @@ export async function openEgress({ sockets, grants, hosts, mode, emit }: EgressO
     adopted.push(held)
     return held
   }
-  const policy = policyOf(grants, mode)
+  const hostGrants = grants.filter(isHostGrant)
+  const over = (protocol: Protocol): HostGrant[] => hostGrants.filter(grant => protocolOf(grant) === protocol)
+  const policy = policyOf(over('tcp'), mode)
   const names = cellNames(hosts)
   const upstream = hostUpstream()
   const journal = openJournal(emit)
   const relay = openRelay({ policy, names, journal })
-  const resolver = cellResolver({ policy, names, upstream, journal, mode })
+  const resolver = cellResolver({ policy: policyOf(hostGrants, mode), names, upstream, journal, mode })
   const dnsConnections: { close(): void }[] = []
   const closeSockets = async (): Promise<void> => {
     upstream.close()

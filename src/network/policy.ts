@@ -1,14 +1,14 @@
 import { blockHolds, parseBlock, type Address, type Block } from '../authority/addresses.ts'
+import type { HostGrant } from '../authority/destination.ts'
 import { barOf, ownAddresses } from './addresses.ts'
-
-/** One declared destination. `host`: a name, `*.suffix`, `*`, an address or a CIDR block. */
-export type NetworkGrant = { host: string; port: number | '*' }
 
 export type Policy = {
   /** Why any public destination may be reached at this port, as a clause; null if only declared ones may. */
   open(port: number): string | null
   /** The name is declared at this port; null: at any. */
   name(name: string, port: number | null): boolean
+  /** Clients may hide the name that they mean behind this one, at this port. */
+  hiddenName(name: string, port: number): boolean
   /** The address is declared, as itself or in a block. */
   address(address: Address, port: number | null): boolean
   /** Why the address is out of bounds for a cell whatever its name is; null if it is not, or the contract names it. */
@@ -29,18 +29,19 @@ export function nameMatches(pattern: string, name: string): boolean {
  * A block opens a range that is barred (private, link-local, metadata, the host itself) only if it is no wider than that range:
  * 10.0.0.0/8 names the private network, 0.0.0.0/0 does not, and the metadata service must be named by its very address.
  */
-export function policyOf(grants: readonly NetworkGrant[], mode: 'observe' | 'enforce', own: () => ReadonlySet<string> = ownAddresses): Policy {
-  const names: { pattern: string; port: number | '*' }[] = []
+export function policyOf(grants: readonly HostGrant[], mode: 'observe' | 'enforce', own: () => ReadonlySet<string> = ownAddresses): Policy {
+  const names: { pattern: string; port: number | '*'; hidden: boolean }[] = []
   const blocks: { block: Block; port: number | '*' }[] = []
-  for (const { host, port } of grants) {
+  for (const { host, port, encryptedClientHello } of grants) {
     const block = parseBlock(host)
-    if (block === null) names.push({ pattern: canonicalName(host), port })
+    if (block === null) names.push({ pattern: canonicalName(host), port, hidden: encryptedClientHello === true })
     else blocks.push({ block, port })
   }
   const at = (granted: number | '*', port: number | null): boolean => granted === '*' || port === null || granted === port
   return {
     open: port => (names.some(grant => grant.pattern === '*' && at(grant.port, port)) ? 'any destination is declared' : mode === 'observe' ? 'not declared, only observed' : null),
     name: (name, port) => names.some(grant => at(grant.port, port) && nameMatches(grant.pattern, name)),
+    hiddenName: (name, port) => names.some(grant => grant.hidden && at(grant.port, port) && nameMatches(grant.pattern, name)),
     address: (address, port) => blocks.some(grant => at(grant.port, port) && blockHolds(grant.block, address)),
     barred(address, port) {
       const bar = barOf(address, own())

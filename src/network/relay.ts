@@ -10,7 +10,7 @@ import type { Policy } from './policy.ts'
 import { reset } from './reset.ts'
 
 type Flow = Extract<EvidenceBody, { type: 'flow' }>
-export type Ruling = { decision: 'allowed' | 'refused'; name: string | null; nameSource: Flow['nameSource']; reason: string }
+export type Ruling = { decision: 'allowed' | 'refused'; name: string | null; nameSource: Flow['nameSource']; reason: string; hidden?: true }
 
 /** Connections of one cell at once: each takes two descriptors of the daemon, which other cells need too. */
 const MAX_CONNECTIONS = 512
@@ -86,7 +86,11 @@ export function ruleOnFirstBytes(policy: Policy, route: Route, port: number, fir
 
   if (first.kind === 'unclear') return doubt(first.why)
   if (first.kind === 'other') return own
-  if (first.kind === 'tls' && first.ech) return doubt('an encrypted ClientHello can hide another name (browsers: turn EncryptedClientHello off)', open === null ? own : ruleOnFirstBytes(policy, route, port, { ...first, ech: false }))
+  if (first.kind === 'tls' && first.ech && first.sni !== null && policy.hiddenName(first.sni, port)) {
+    const shown = ruleOnFirstBytes(policy, route, port, { ...first, ech: false })
+    return shown.decision === 'refused' ? shown : { ...shown, reason: `${shown.reason}; its ClientHello may hide another name, as declared`, hidden: true }
+  }
+  if (first.kind === 'tls' && first.ech) return doubt('an encrypted ClientHello can hide another name (browsers: turn EncryptedClientHello off; or declare `encryptedClientHello: true`)', open === null ? own : { ...ruleOnFirstBytes(policy, route, port, { ...first, ech: false }), hidden: true })
   // Its requests name their servers in compressed frames, each its own.
   if (first.kind === 'http2') return route.mapped ? own : doubt('HTTP/2 in clear can name another server in each request')
   const claimed = first.kind === 'tls' ? first.sni : first.host
@@ -137,7 +141,7 @@ export function openRelay(options: RelayOptions): Relay {
       return
     }
     const tell = (ruling: Ruling, bytesOut: number, bytesIn: number): void =>
-      journal.flow({ type: 'flow', flow: number, name: ruling.name, nameSource: ruling.nameSource, address: address.toString(), port, decision: ruling.decision, reason: ruling.reason, bytesOut, bytesIn, durationMs: performance.now() - began })
+      journal.flow({ type: 'flow', flow: number, name: ruling.name, nameSource: ruling.nameSource, address: address.toString(), port, decision: ruling.decision, reason: ruling.reason, bytesOut, bytesIn, durationMs: performance.now() - began, ...(ruling.hidden ? { encryptedClientHello: true } : {}) })
     const route = ruleOnAddress(options, address, port)
     const most = options.maxConnections ?? MAX_CONNECTIONS
     const full = live.size >= most ? `more than ${most} connections at once` : null

@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import type { EvidenceBody, Family } from '../../src/evidence/records.ts'
-import { exec, execFailed, connect, dns, file, fileFailed, flow, oidcHanded, request, response, syscalls, unreadable } from './evidence.ts'
+import { exec, execFailed, connect, dns, file, fileFailed, flow, oidcHanded, request, response, socket, syscalls, unreadable } from './evidence.ts'
 
 /** For each kind: what may be declared (before parsing), what may be observed, and an independent word on what a declaration allows. */
 export type KindCase = {
@@ -57,20 +57,32 @@ const HOSTS = ['example.com', 'a.example.com', 'b.a.example.com', 'evil-example.
 const ADDRESSES = ['198.51.100.7', '10.1.2.3', '2001:db8::1', '203.0.113.9']
 const grantHost = fc.constantFrom(...HOSTS, '*', '*.example.com', '*.a.example.com', '10.0.0.0/8', '198.51.100.7', '2001:db8::/32')
 const at = fc.constantFrom(443, 80, 8443)
+const SOCKETS = ['/run/postgresql/.s.PGSQL.5432', '/var/lib/x/y.sock']
+const hostGrant = fc.record({ host: grantHost, port: fc.oneof(at, fc.constant('*' as const)), protocol: fc.constantFrom(undefined, undefined, 'tcp' as const, 'udp' as const), hidden: fc.boolean() })
+  .map(({ host, port, protocol, hidden }) => ({ host, port, ...(protocol === undefined ? {} : { protocol }), ...(hidden && protocol !== 'udp' && /^(?:\*\.)?[a-z]/.test(host) && !host.includes(':') ? { encryptedClientHello: true } : {}) }))
+type DeclaredNetwork = ({ host: string; port: number | '*'; protocol?: 'udp'; encryptedClientHello?: true } | { unix: string })[]
 const networkKind: KindCase = {
   families: ['network'],
-  declared: unique(fc.record({ host: grantHost, port: fc.oneof(at, fc.constant('*' as const)) }), 5),
+  declared: fc.uniqueArray(fc.oneof({ weight: 4, arbitrary: hostGrant }, { weight: 1, arbitrary: fc.constantFrom(...SOCKETS).map(unix => ({ unix })) }), {
+    maxLength: 5, selector: one => JSON.stringify({ ...one, ...('protocol' in one && one.protocol === 'tcp' ? { protocol: undefined } : {}) }),
+  }),
   events: some(fc.oneof(
-    { weight: 6, arbitrary: fc.tuple(fc.constantFrom(...HOSTS, 'EXAMPLE.com.', null), at, fc.constantFrom(...ADDRESSES), fc.constantFrom('allowed' as const, 'allowed' as const, 'refused' as const)).map(([name, port, address, decision]) => flow(name, port, { address, decision })) },
+    { weight: 6, arbitrary: fc.tuple(fc.constantFrom(...HOSTS, 'EXAMPLE.com.', null), at, fc.constantFrom(...ADDRESSES), fc.constantFrom('allowed' as const, 'allowed' as const, 'refused' as const), fc.constantFrom({}, {}, { protocol: 'udp' as const }, { encryptedClientHello: true as const })).map(([name, port, address, decision, more]) => flow(name, port, { address, decision, ...more })) },
     { weight: 2, arbitrary: fc.tuple(fc.constantFrom(...HOSTS), fc.constantFrom('allowed' as const, 'refused' as const), fc.subarray(ADDRESSES)).map(([name, decision, answers]) => dns(name, decision, decision === 'allowed' ? answers : [])) },
     { weight: 2, arbitrary: fc.tuple(fc.constantFrom(...ADDRESSES, '127.0.0.1', '::1'), at, fc.constantFrom('tcp' as const, 'udp' as const)).map(args => connect(...args)) },
+    { weight: 1, arbitrary: fc.tuple(fc.constantFrom(...SOCKETS, '/tmp/own.sock'), fc.boolean()).map(([path, reached]) => socket(path, reached)) },
   ), 20),
-  allows(declared: { host: string; port: number | '*' }[], event) {
+  allows(declared: DeclaredNetwork, event) {
+    if (event.type === 'file') return /^\/tmp\//.test(event.path) ? null : declared.some(one => 'unix' in one && one.unix === event.path)
     if (event.type !== 'flow' || event.decision === 'refused') return null
     const name = event.name?.toLowerCase().replace(/\.$/, '') ?? null
     const inBlock = (host: string): boolean => host === event.address || (host === '10.0.0.0/8' && event.address.startsWith('10.')) || (host === '2001:db8::/32' && event.address.startsWith('2001:db8:'))
-    return declared.some(({ host, port }) => (port === '*' || port === event.port)
-      && (host === '*' || inBlock(host) || (name !== null && (host === name || (host.startsWith('*.') && name.endsWith(host.slice(1)))))))
+    return declared.some(one => {
+      if ('unix' in one || one.protocol !== event.protocol || (one.port !== '*' && one.port !== event.port)) return false
+      const { host } = one
+      const named = name !== null && (host === name || (host.startsWith('*.') && name.endsWith(host.slice(1))))
+      return host === '*' || inBlock(host) || (named && (event.encryptedClientHello !== true || one.encryptedClientHello === true))
+    })
   },
 }
 

@@ -1,9 +1,9 @@
 import t from 'tap'
 import { network } from '../../src/authority/network.ts'
 import type { EvidenceBody } from '../../src/evidence/records.ts'
-import { connect, coverage, dns, flow } from './evidence.ts'
+import { connect, coverage, dns, flow, socket } from './evidence.ts'
 
-type Raw = { host: string; port: number | '*' }[]
+type Raw = ({ host: string; port: number | '*'; protocol?: 'udp'; encryptedClientHello?: true } | { unix: string })[]
 const used = (events: EvidenceBody[]) => {
   const all = network.nothingUsed()
   for (const event of events) network.observe(event, all)
@@ -68,6 +68,45 @@ t.test('"*" narrows to where the job went', async t => {
   t.same(narrow([{ host: '*', port: '*' }], [flow('bad name\u001b', 443)]), [{ host: '198.51.100.7', port: 443 }], 'a name that no grant can hold is none')
 })
 
+t.test('UDP is declared by its name, and says nothing of TCP', async t => {
+  t.same(network.schema.parse([{ host: 'a.test', port: 1, protocol: 'tcp' }]), [{ host: 'a.test', port: 1 }], 'one form for what is meant')
+  t.same(rows([{ host: 'ntp.test', port: 123, protocol: 'udp' }], [flow('ntp.test', 123, { protocol: 'udp' })]), ['ntp.test:123/udp: used'])
+  t.same(rows([{ host: 'ntp.test', port: 123 }], [flow('ntp.test', 123, { protocol: 'udp' })]), ['ntp.test:123: unused', 'ntp.test:123/udp: undeclared'])
+  t.same(rows([{ host: '*', port: '*' }], [flow('ntp.test', 123, { protocol: 'udp', decision: 'refused' })]), ['*:*: unused', 'ntp.test:123/udp: denied'])
+  t.same(narrow([{ host: '*', port: '*', protocol: 'udp' }], [flow('ntp.test', 123, { protocol: 'udp' }), flow('a.test', 443)]), [{ host: 'ntp.test', port: 123, protocol: 'udp' }])
+  t.notOk(network.schema.safeParse([{ host: 'a.test', port: 1, protocol: 'sctp' }]).success)
+  t.same(network.toJob!([{ host: 'a.test', port: 443 }, { host: 'a.test', port: 443, protocol: 'udp' }]), {}, 'a pipeline file cannot say it')
+})
+
+t.test('a hidden name is used only where the contract lets names be hidden', async t => {
+  const hidden = flow('a.test', 443, { encryptedClientHello: true })
+  t.same(rows([{ host: 'a.test', port: 443, encryptedClientHello: true }], [hidden]), ['a.test:443 with encrypted ClientHello: used'])
+  t.same(rows([{ host: 'a.test', port: 443 }], [hidden]), ['a.test:443: unused', 'a.test:443 with encrypted ClientHello: undeclared'])
+  t.same(narrow([{ host: 'a.test', port: 443, encryptedClientHello: true }], [flow('a.test', 443)]), [{ host: 'a.test', port: 443 }], 'what was not hidden need not be')
+  t.same(narrow([{ host: '*', port: '*' }], [hidden]), [{ host: 'a.test', port: 443, encryptedClientHello: true }])
+  t.same(rows([{ host: '198.51.100.0/24', port: 443 }], [hidden]), ['198.51.100.0/24:443: used'], 'an address is asked for no name')
+  for (const bad of [{ host: '*', port: 1 }, { host: '10.0.0.0/8', port: 1 }, { host: 'a.test', port: 1, protocol: 'udp' }]) t.notOk(network.schema.safeParse([{ ...bad, encryptedClientHello: true }]).success, JSON.stringify(bad))
+  t.same(network.schema.parse([{ host: 'a.test', port: 1, encryptedClientHello: false }]), [{ host: 'a.test', port: 1 }])
+})
+
+t.test('a Unix socket is granted by its path, and only what speaks to it uses it', async t => {
+  const PG = '/run/postgresql/.s.PGSQL.5432'
+  t.same(rows([{ unix: PG }], [socket(PG)]), [`unix:${PG}: used`])
+  t.same(rows([{ unix: PG }], []), [`unix:${PG}: unused`])
+  t.same(rows([{ unix: PG }], [], coverage({ file: ['lost'] })), [`unix:${PG}: unobservable`], 'connections to paths are evidence of files')
+  t.same(narrow([{ unix: PG }], []), [])
+  t.same(network.narrow(network.schema.parse([{ unix: PG }]), used([]), coverage({ file: ['lost'] })), [{ unix: PG }])
+  t.same(rows([{ unix: PG }], [socket('/tmp/link')]), [`unix:${PG}: unobservable`], 'a link may have led there')
+  t.same(rows([], [socket('/run/docker.sock', false)]), ['unix:/run/docker.sock: denied'])
+  t.same(rows([], [socket('/var/lib/x.sock')]), ['unix:/var/lib/x.sock: undeclared'])
+  t.same(rows([], [socket('/tmp/own.sock'), socket('/workspace/own.sock')]), [], 'the job\'s own')
+  for (const unix of ['relative', '/run/../etc', '/run/ambit/ambit.sock', '/proc/1/root/run/x', '/dev/log', `/run/${'x'.repeat(120)}`, '/run', '/', '/run//x']) t.notOk(network.schema.safeParse([{ unix }]).success, unix)
+  t.notOk(network.schema.safeParse([{ unix: PG, port: 1 }]).success)
+  t.notOk(network.schema.safeParse([{}]).success)
+  t.notOk(network.schema.safeParse([{ host: 'a.test' }]).success)
+  t.notOk(network.schema.safeParse([{ port: 1 }]).success)
+})
+
 t.test('a pipeline file gets what it can say', async t => {
   t.same(network.toJob!([{ host: 'a.test', port: 443 }]), { egress: [{ host: 'a.test', port: 443 }] })
   t.same(network.toJob!([]), { egress: [] })
@@ -87,4 +126,8 @@ t.test('one grant stands for another', async t => {
   t.notOk(within([{ host: '10.0.0.0/8', port: 1 }], [{ host: '10.1.0.0/16', port: 1 }]))
   t.notOk(within([{ host: '*', port: 1 }], [{ host: '0.0.0.0/0', port: 1 }]), 'all names is more than all IPv4 addresses')
   t.notOk(within([{ host: 'a.test', port: '*' }], [{ host: 'a.test', port: 1 }]))
+  t.notOk(within([{ host: 'a.test', port: 1, protocol: 'udp' }], [{ host: '*', port: '*' }]))
+  t.notOk(within([{ host: 'a.test', port: 1, encryptedClientHello: true }], [{ host: 'a.test', port: 1 }]))
+  t.ok(within([{ host: 'a.test', port: 1 }], [{ host: 'a.test', port: 1, encryptedClientHello: true }]))
+  t.notOk(within([{ unix: '/run/a' }], [{ unix: '/run/b' }, { host: '*', port: '*' }]))
 })

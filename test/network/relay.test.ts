@@ -13,12 +13,13 @@ import { parseAddress } from '../../src/authority/addresses.ts'
 import type { FirstBytes } from '../../src/network/first-bytes.ts'
 import { openJournal } from '../../src/network/journal.ts'
 import { cellNames } from '../../src/network/names.ts'
-import { policyOf, type NetworkGrant } from '../../src/network/policy.ts'
+import type { HostGrant } from '../../src/authority/destination.ts'
+import { policyOf } from '../../src/network/policy.ts'
 import { openRelay, ruleOnAddress, ruleOnFirstBytes, type Ruling } from '../../src/network/relay.ts'
 
 const ADDRESS = parseAddress('93.184.216.34')!
 /** The ruling on a connection to one address, once its first bytes were read; null: refused before that. */
-function ruled(grants: NetworkGrant[], given: string[], first: FirstBytes, options: { mode?: 'observe' | 'enforce'; port?: number } = {}): Ruling {
+function ruled(grants: HostGrant[], given: string[], first: FirstBytes, options: { mode?: 'observe' | 'enforce'; port?: number } = {}): Ruling {
   const policy = policyOf(grants, options.mode ?? 'enforce', () => new Set())
   const names = cellNames({})
   for (const name of given) names.give(name, [ADDRESS])
@@ -26,13 +27,20 @@ function ruled(grants: NetworkGrant[], given: string[], first: FirstBytes, optio
   const route = ruleOnAddress({ policy, names }, ADDRESS, port)
   return route.decision === 'refused' ? route : ruleOnFirstBytes(policy, route, port, first)
 }
-const at443 = (...hosts: string[]): NetworkGrant[] => hosts.map(host => ({ host, port: 443 }))
+const at443 = (...hosts: string[]): HostGrant[] => hosts.map(host => ({ host, port: 443 }))
 const sni = (name: string | null, ech = false): FirstBytes => ({ kind: 'tls', sni: name, ech })
 
 t.test('a hidden name is refused where names are declared, and told where any is', async t => {
   t.match(ruled(at443('a.example'), ['a.example'], sni('a.example', true)), { decision: 'refused', reason: /encrypted ClientHello/ })
   t.match(ruled(at443('*'), ['a.example'], sni('a.example', true)), { decision: 'allowed', name: 'a.example', reason: /encrypted ClientHello/ })
   t.match(ruled([], ['a.example'], sni('a.example', true), { mode: 'observe' }), { decision: 'allowed', reason: /encrypted ClientHello/ })
+  const hiding = [{ host: '*.example', port: 443, encryptedClientHello: true as const }]
+  t.match(ruled(hiding, ['a.example'], sni('a.example', true)), { decision: 'allowed', name: 'a.example', hidden: true, reason: /as declared/ })
+  t.equal(ruled(hiding, ['a.example'], sni('a.example')).hidden, undefined)
+  t.match(ruled(hiding, ['a.example'], sni('b.test', true)), { decision: 'refused' }, 'the name that it shows must be the declared one')
+  t.match(ruled(hiding, ['a.example'], sni('b.example', true)), { decision: 'refused' }, 'and the one that the address was given for')
+  t.match(ruled(hiding, ['a.example'], sni(null, true)), { decision: 'refused' })
+  t.match(ruled(hiding, ['a.example'], sni('a.example', true), { port: 8443 }), { decision: 'refused' })
   t.match(ruled(at443('a.example'), ['a.example'], { kind: 'unclear', why: 'odd' }), { decision: 'refused', reason: 'odd' })
   t.match(ruled(at443('*'), ['a.example'], { kind: 'unclear', why: 'odd' }), { decision: 'allowed', reason: /odd/ })
 })

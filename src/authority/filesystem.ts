@@ -44,6 +44,11 @@ function rights(access: Access): Right[] {
   return access === 'readwrite' ? ['read', 'write'] : [access]
 }
 
+/** Withheld by not being there. Processes have other numbers on the host: that /proc lacks a name says nothing. */
+function missing({ path, errno, onHost }: { path: string; errno: string; onHost: boolean }): boolean {
+  return errno === 'ENOENT' && onHost && !inside(path, '/proc')
+}
+
 function note(acts: Map<string, Act>, path: string, process: ProcessRef): void {
   const act = acts.get(path)
   if (act === undefined) acts.set(path, { count: 1, first: process })
@@ -102,10 +107,11 @@ export const filesystem: AuthorityKind<Declared, Used> = {
     // A program of the job's own is read to be executed; the others are the exec kind's.
     if (event.type === 'exec' && !event.unlinked && ownWhole(event.path)) note(used.done.read, event.path, event.process)
     if (event.type === 'file.failed' && event.socket !== true) {
-      if (!event.path.startsWith('/') || cellsOwn(event.path)) return
+      if (!event.path.startsWith('/')) return
       const writes = event.access !== 'read'
-      // A new file is not on the host either: that making it was refused says enough.
-      if (!(event.onHost && (event.errno === 'ENOENT' || WITHHELD.has(event.errno))) && !(writes && WITHHELD.has(event.errno))) return
+      const refused = WITHHELD.has(event.errno)
+      // A new file is not on the host either: that making it was refused says enough. So it does of what is the cell's own.
+      if (!missing(event) && !(refused && (event.onHost || writes || cellsOwn(event.path)))) return
       const failures = used.failed[writes ? 'write' : 'read']
       const known = failures.get(event.path)
       if (known === undefined) failures.set(event.path, { count: 1, first: event.process, errno: event.errno })
@@ -122,7 +128,8 @@ export const filesystem: AuthorityKind<Declared, Used> = {
     for (const right of ['read', 'write'] as const) rows.push(...undeclaredRows(declared, right, used))
     for (const right of ['read', 'write'] as const) {
       for (const [path, failure] of [...used.failed[right]].sort(byName)) {
-        if (allows(declared, right, path, used.links)) continue
+        // A grant of "/" does not reach into what the cell makes for itself.
+        if (!cellsOwn(path) && allows(declared, right, path, used.links)) continue
         rows.push({ grant: `${right} ${path}`, outcome: 'denied', declared: false, count: failure.count, proof: `${failure.errno} for ${who(failure.first)}` })
       }
     }

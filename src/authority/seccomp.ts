@@ -110,8 +110,24 @@ function setIdRefusals(): { name: string; errno: number; args: Condition[] }[] {
   }))
 }
 
+/** S_IFMT, S_IFCHR, S_IFBLK of inode(7). */
+const FILE_TYPE = 0o170_000n
+const DEVICES = [0o020_000n, 0o060_000n]
+
+/**
+ * The kernel makes no device nodes for a user namespace; that the filter says so first is what the evidence tells. Number 0 is no
+ * device, but how overlays mark a removed file.
+ */
+function deviceRefusals(): { name: string; errno: number; args: Condition[] }[] {
+  return [{ name: 'mknod', mode: 1 }, { name: 'mknodat', mode: 2 }].flatMap(({ name, mode }) => DEVICES.map(type =>
+    ({ name, errno: constants.errno.EPERM, args: [masked(mode, FILE_TYPE, type), { index: mode + 1, op: 'ne' as const, value: 0n }] })))
+}
+
 /** A memfd is a program without a path, which no list of programs could name: it must be sealed against execution (MFD_NOEXEC_SEAL, Linux 6.3). */
 const EXECUTABLE_MEMFD = { name: 'memfd_create', errno: constants.errno.EACCES, args: [masked(1, 8n, 0n)] }
+
+/** Calls of which some arguments are refused to every cell, and memfd_create, of which some are to cells with a list of programs. */
+export const WITH_LIMITS: ReadonlySet<string> = new Set([...LIMITED.keys(), ...MODES.map(({ name }) => name), EXECUTABLE_MEMFD.name])
 
 /**
  * The filter for a set of allowed calls. What it does not allow gets ENOSYS, as a kernel without the call would say: C
@@ -124,7 +140,7 @@ export function filterPlan(allowed: ReadonlySet<string>, programsListed: boolean
   for (const [name, ways] of LIMITED) {
     if (allowed.has(name)) rules.push(...ways.map((args): Rule => ({ names: [name], action: 'allow', args: [...args] })))
   }
-  for (const { name, errno, args } of [...answers(), ...setIdRefusals(), ...(programsListed ? [EXECUTABLE_MEMFD] : [])]) if (allowed.has(name)) rules.push({ names: [name], action: { errno }, args })
+  for (const { name, errno, args } of [...answers(), ...setIdRefusals(), ...deviceRefusals(), ...(programsListed ? [EXECUTABLE_MEMFD] : [])]) if (allowed.has(name)) rules.push({ names: [name], action: { errno }, args })
   const refused = PRIVILEGED.filter(name => !allowed.has(name))
   return { defaultErrno: constants.errno.ENOSYS, rules: [...rules, { names: refused, action: { errno: constants.errno.EPERM } }] }
 }

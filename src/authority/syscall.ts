@@ -3,7 +3,7 @@ import type { Coverage } from '../evidence/coverage.ts'
 import type { SyscallCount } from '../evidence/records.ts'
 import type { SeccompPlan } from '../native.ts'
 import type { AuthorityKind, Comparison } from './kind.ts'
-import { filterPlan, LIMITED } from './seccomp.ts'
+import { filterPlan, WITH_LIMITS } from './seccomp.ts'
 import { FAMILIES, NAMES, NEVER, PROFILES, type Profile } from './syscall-profiles.ts'
 import { closest, compareText, counted, repeated, some, who } from './words.ts'
 
@@ -95,7 +95,7 @@ export const syscall: AuthorityKind<Declared, Used> = {
         rows.push({ grant: name, outcome: granted ? 'used' : 'undeclared', declared: granted, count: counts.reached, proof: `called ${counted(counts.reached, 'time')}` })
       }
       if (counts.refused > 0) {
-        const grant = allowed.has(name) ? `${name} ${LIMITED.has(name) ? '(with arguments outside its limits)' : '(by a filter of the job\'s own)'}` : name
+        const grant = allowed.has(name) ? `${name} ${WITH_LIMITS.has(name) ? '(with arguments outside its limits)' : '(by a filter of the job\'s own)'}` : name
         rows.push({ grant, outcome: 'denied', declared: false, count: counts.refused, proof: `refused ${counted(counts.refused, 'time')}${used.refusals.has(name) ? `, first ${used.refusals.get(name)!}` : ''}` })
       }
     }

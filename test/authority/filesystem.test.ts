@@ -61,6 +61,13 @@ t.test('what the cell withheld is denied; what is nowhere, or the file\'s own af
   t.same(rows({}, [fileFailed('relative', 'ENOENT', true), fileFailed('(unreadable)', 'EACCES', true)]), [])
 })
 
+t.test('what the cell refused of its own is denied, whatever was granted; a process that it does not have is not', async t => {
+  t.same(rows({ read: ['/'], write: ['/'] }, [fileFailed('/proc/sys/kernel/core_pattern', 'EROFS', true, 'write')]).filter(row => row.endsWith('denied')), ['write /proc/sys/kernel/core_pattern: denied'])
+  t.same(rows({}, [fileFailed('/proc/1/environ', 'EPERM', true)]), ['read /proc/1/environ: denied'])
+  t.same(rows({}, [fileFailed('/dev/vda', 'ENOENT', true)]), ['read /dev/vda: denied'])
+  t.same(rows({}, [fileFailed('/proc/4242/environ', 'ENOENT', true), fileFailed('/proc/self/nothing', 'ENOENT', false), fileFailed('/dev/nothing', 'ENOENT', false)]), [])
+})
+
 t.test('what the cell makes for itself is no authority; /tmp and the workspace are', async t => {
   t.same(rows({}, ['/proc/self/maps', '/dev/null', '/run/ambit/secrets/A', '/etc/resolv.conf', '/etc/ld.so.cache', '/', '(unreachable)pipe:[7]'].map(path => file(path))), [])
   t.same(rows({}, [file('/tmp/x/y', 'write', true)]), ['write /tmp: undeclared'])

@@ -52,6 +52,15 @@ static __always_inline __u32 arch_row(__u8 arch) {
   return arch >= AMBIT_AARCH64 ? arch - AMBIT_AARCH64 : arch;
 }
 
+/* Whether the call makes a process or thread. Of this machine's own architecture: cells make no call of another. */
+static __always_inline bool makes_process(__u8 arch, __u32 nr) {
+#if defined(__TARGET_ARCH_x86)
+  return arch == AMBIT_X86_64 && (nr == 56 || nr == 57 || nr == 58 || nr == 435); /* clone, fork, vfork, clone3 */
+#elif defined(__TARGET_ARCH_arm64)
+  return arch == AMBIT_AARCH64 && (nr == 220 || nr == 435);
+#endif
+}
+
 #define ARGUMENTS 8 /* room for more than a call has, so that a masked place is always within */
 struct arguments {
   __u64 at[ARGUMENTS];

@@ -19,7 +19,8 @@ enum ambit_kind {
   AMBIT_SYSCALL_REFUSED = 8,
   AMBIT_TLS = 9,
   AMBIT_SYSCALLS = 10, /* no event: counts what the syscall sets could not take in */
-  AMBIT_KIND_COUNT = 11,
+  AMBIT_FORK_FAILED = 11,
+  AMBIT_KIND_COUNT = 12,
 };
 
 /* Flags of every record that carries paths. */
@@ -32,6 +33,7 @@ enum ambit_path_flag {
   AMBIT_UNREADABLE = 32,      /* the argument could not be read from the process */
   AMBIT_SETUP = 64,           /* by cell-init's child, before the command's first exec */
   AMBIT_ARGV_CUT = 128,
+  AMBIT_OOM = 256,            /* of an exit: the out-of-memory killer chose this process */
 };
 
 struct ambit_header {
@@ -48,6 +50,7 @@ struct ambit_header {
   char comm[16];
 };
 
+/* AMBIT_SYSCALL_REFUSED and AMBIT_FORK_FAILED are struct ambit_refused. */
 #define AMBIT_PATH_MAX 4096
 #define AMBIT_ARGV_MAX 4096
 

@@ -110,6 +110,11 @@ int BPF_PROG(process_exit, struct task_struct *task) {
   fill_header(&event->header, id, AMBIT_EXIT, sizeof *event);
   if (in_setup(task))
     event->header.flags |= AMBIT_SETUP;
+  /* Kept as long as the process (mm/oom_kill.c, mark_oom_victim). */
+  if (BPF_CORE_READ(task, signal, oom_mm))
+    event->header.flags |= AMBIT_OOM;
+  /* Of the last thread it would be that thread's own name. */
+  BPF_CORE_READ_INTO(&event->header.comm, task, group_leader, comm);
   /* SIGNAL_GROUP_EXIT: what wait(2) will tell is then the group's code, not the first thread's. */
   event->status = BPF_CORE_READ(task, signal, flags) & 4 ? BPF_CORE_READ(task, signal, group_exit_code)
                                                           : BPF_CORE_READ(task, group_leader, exit_code);

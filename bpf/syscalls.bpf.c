@@ -11,6 +11,8 @@
 #include "maps.h"
 #include "arch.h"
 
+#define EAGAIN 11
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 AMBIT_LAYOUT(ambit_header);
 AMBIT_LAYOUT(ambit_refused);
@@ -73,19 +75,19 @@ int BPF_PROG(syscalls_enter, struct pt_regs *regs, long number) {
   return 0;
 }
 
-static __always_inline void tell_refused(__u64 id, __u8 arch, __u32 nr, long result) {
+static __always_inline void tell_once(__u64 id, __u32 kind, __u8 arch, __u32 nr, long result) {
   struct task_struct *task = (struct task_struct *)bpf_get_current_task();
   struct seen_key key = {
-    .cell = id, .kind = AMBIT_SYSCALL_REFUSED, .detail = arch, .a = nr,
+    .cell = id, .kind = kind, .detail = arch, .a = nr,
     .b = BPF_CORE_READ(task, tgid), .c = BPF_CORE_READ(task, group_leader, start_boottime),
   };
   if (was_seen(&key))
     return;
   struct ambit_refused *event = bpf_ringbuf_reserve(&events, sizeof *event, 0);
-  count_event(id, AMBIT_SYSCALL_REFUSED, event == 0);
+  count_event(id, kind, event == 0);
   if (!event)
     return;
-  fill_header(&event->header, id, AMBIT_SYSCALL_REFUSED, sizeof *event);
+  fill_header(&event->header, id, kind, sizeof *event);
   event->arch = arch;
   event->nr = nr;
   event->error = result < 0 && result >= -4095 ? -result : 0;
@@ -107,6 +109,9 @@ int BPF_PROG(syscalls_exit, struct pt_regs *regs, long result) {
     bool failed = result < 0 && result >= -4095 && (__u32)number != (__u32)-1;
     if (!state->setup)
       count(state->slot, state->arch, state->nr, failed ? FAILED : SUCCEEDED);
+    /* What the pids controller refuses (kernel/fork.c); a limit of the user's own would look the same. */
+    if (failed && result == -EAGAIN && makes_process(state->arch, state->nr))
+      tell_once(state->cell, AMBIT_FORK_FAILED, state->arch, state->nr, result);
     return 0;
   }
   if (state && (state->newborn || state->setup)) {
@@ -126,7 +131,7 @@ int BPF_PROG(syscalls_exit, struct pt_regs *regs, long result) {
   __u32 nr;
   call_of(task, number, &arch, &nr);
   count(cell->slot, arch, nr, REFUSED);
-  tell_refused(id, arch, nr, result);
+  tell_once(id, AMBIT_SYSCALL_REFUSED, arch, nr, result);
   return 0;
 }
 

@@ -98,10 +98,12 @@ struct fs_struct {
 typedef struct {
   int counter;
 } atomic_t;
+struct mm_struct;
 struct signal_struct {
   atomic_t live;
   unsigned int flags;
   int group_exit_code;
+  struct mm_struct *oom_mm;
 };
 struct mm_struct {
   unsigned long arg_start;

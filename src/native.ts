@@ -87,8 +87,8 @@ export interface NativeSpawner {
   prepare(plan: LaunchPlan): Promise<PreparedCell>
   /** Lets the command start. */
   go(id: string): void
-  /** Sends a signal to the command (through cell-init, which is not otherwise reachable). */
-  signal(id: string, signal: number): void
+  /** Sends a signal to the command, or to `all` processes of the cell, through cell-init, which is not otherwise reachable. */
+  signal(id: string, signal: number, all?: boolean): void
   close(): void
 }
 

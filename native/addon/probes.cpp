@@ -24,7 +24,7 @@ constexpr size_t kBatchesAhead = 64;
 const char* const kObjects[] = {"syscalls", "process", "files", "network", "relay"};
 const char* const kSharedMaps[] = {"cells", "events", "counters", "seen", "tasks"};
 const char* const kKindNames[AMBIT_KIND_COUNT] = {
-    "", "exec", "exec.failed", "fork", "exit", "file", "file.failed", "connect", "syscall.refused", "tls", "syscalls"};
+    "", "exec", "exec.failed", "fork", "exit", "file", "file.failed", "connect", "syscall.refused", "tls", "syscalls", "fork.failed"};
 
 struct Hook {
   const char* object;

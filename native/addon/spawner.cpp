@@ -180,7 +180,8 @@ void Spawner::Signal(const Napi::CallbackInfo& info) {
   if (number < 1 || number > 64) throw Napi::TypeError::New(env, "signal(id, signal): signal must be a number from 1 to 64");
   // A cell may end while somebody signals it: as with kill(2) on a zombie, nothing happens.
   if (cells_.count(id) == 0) return;
-  AskMessage ask = {kSignal};
+  const bool all = info.Length() > 2 && info[2].ToBoolean();
+  AskMessage ask = {all ? kSignalAll : kSignal};
   CopyText(ask.id, id);
   ask.signal = number;
   Send(env, ask, {}, "signal the command");

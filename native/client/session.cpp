@@ -51,6 +51,9 @@ void Summary(const Options& options, const Reply& reply) {
   const std::string where = options.evidence.empty() ? reply.Text("evidence") : options.evidence;
   if (IsUtf8(where)) AppendString(line, where);
   else line += "null";
+  line += ",\"notice\":";
+  if (reply.Has("notice")) AppendString(line, reply.Text("notice"));
+  else line += "null";
   Say(STDERR_FILENO, line + "}\n");
 }
 
@@ -166,6 +169,7 @@ int Follow(const Options& options, const Fd& daemon, const Fd& signals) {
     }
     if (type == "ended") {
       if (options.json) Summary(options, reply);
+      else if (reply.Has("notice")) Say(STDERR_FILENO, "ambit: " + Printable(reply.Text("notice")) + "\n");
       return ExitStatus(reply);
     }
   }

@@ -16,7 +16,7 @@ constexpr uint32_t kMaxPlanSize = 8 * 1024 * 1024;
 enum ListeningSocket : int { kRelay4, kRelay6, kDnsUdp4, kDnsUdp6, kDnsTcp4, kDnsTcp6, kSocketCount };
 
 // addon → spawner. kPrepare comes with the plan's memfd, stdin, stdout, stderr, then the binds' descriptors.
-enum Ask : uint32_t { kPrepare = 1, kGo = 2, kSignal = 3 };
+enum Ask : uint32_t { kPrepare = 1, kGo = 2, kSignal = 3, kSignalAll = 4 };
 constexpr int kPlanDescriptors = 4;
 struct AskMessage {
   uint32_t ask;
@@ -38,8 +38,9 @@ struct TellMessage {
 };
 
 // spawner → init. kStart once the ids are mapped, read before init is executed; kPlan with the plan's memfd; kTrees with
-// detached mounts; kBuild when all of them were sent; kRun to let the command start; kDeliver: a signal for it.
-enum Order : uint32_t { kStart = 1, kPlan = 2, kTrees = 3, kBuild = 4, kRun = 5, kDeliver = 6 };
+// detached mounts; kBuild when all of them were sent; kRun to let the command start; kDeliver: a signal for it; kDeliverAll: for all
+// of the cell.
+enum Order : uint32_t { kStart = 1, kPlan = 2, kTrees = 3, kBuild = 4, kRun = 5, kDeliver = 6, kDeliverAll = 7 };
 struct OrderMessage {
   uint32_t order;
   int32_t signal;

@@ -161,6 +161,8 @@ static void Serve(const Plan& plan) {
       // The command's output ends when its processes have closed it.
       for (int fd = 0; fd < 3; fd++) close(fd);
     }
+    // -1 from process 1: every other process of its namespace (kill(2)), with no number that could be another's by now.
+    if (order.order == kDeliverAll && command > 0 && order.signal > 0 && order.signal < NSIG) kill(-1, order.signal);
     // Not reaped yet, or this function had returned: the number is still the command's.
     if (order.order == kDeliver && command > 0 && order.signal > 0 && order.signal < NSIG) kill(command, order.signal);
   }

@@ -60,6 +60,7 @@ void Cells::Take(const AskMessage& ask, std::vector<Fd> fds) {
     Order(*cell, kRun, 0);
   }
   if (ask.ask == kSignal && cell->running) Order(*cell, kDeliver, ask.signal);
+  if (ask.ask == kSignalAll && cell->running) Order(*cell, kDeliverAll, ask.signal);
 }
 
 void Cells::Prepare(const std::string& id, std::vector<Fd> fds) {

@@ -1,7 +1,7 @@
 import { closeSync, existsSync, readFileSync, realpathSync } from 'node:fs'
 import { arch, constants, hostname, release } from 'node:os'
 import { dirname } from 'node:path'
-import { ttlSeconds, memoryBytes, type Contract } from '../contract/schema.ts'
+import { ttlSeconds, type Contract } from '../contract/schema.ts'
 import { contractDigest } from '../contract/write.ts'
 import { AmbitError } from '../errors.ts'
 import type { EvidenceBody, HookReport } from '../evidence/records.ts'
@@ -10,6 +10,7 @@ import type { CellLog } from '../evidence/store.ts'
 import type { CellExit, NativeAddon, NativeSpawner, PreparedCell } from '../native.ts'
 import { openEgress, type Egress } from '../network/egress.ts'
 import type { Cgroups } from './cgroup.ts'
+import { heldLimits, limitNotice, limitRecords, named, running } from './limits.ts'
 import { launchPlan, type PlanRequest } from './plan.ts'
 import { linksFollowed, realpathOrNull } from './root.ts'
 
@@ -33,7 +34,8 @@ export type CellHost = {
 }
 
 export type EndReason = Extract<EvidenceBody, { type: 'cell.ended' }>['reason']
-export type CellEnd = { code: number | null; signal: number | null; reason: EndReason }
+/** `notice`: the limits that were reached, and by whom, in one line for a person. */
+export type CellEnd = { code: number | null; signal: number | null; reason: EndReason; notice: string | null }
 
 export type Cell = {
   readonly id: string
@@ -53,7 +55,7 @@ const GRACE_MS = 3000
  */
 export async function startCell(host: CellHost, request: CellRequest, log: CellLog, revoke: () => Promise<EvidenceBody[]>): Promise<Cell> {
   const { id, contract } = request
-  const limits = { memoryBytes: memoryBytes(contract.spec.limits.memory), pids: contract.spec.limits.pids }
+  const { limits, enforcers: limitEnforcers } = heldLimits(contract, host.cgroups, contract.spec.workspace === 'none' ? null : request.workspace)
   const started = Date.now()
   const undo: (() => unknown)[] = []
   const rollback = async (): Promise<void> => {
@@ -95,7 +97,7 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
       host: hostname(), boot: readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(), kernel: `${release()} ${arch()}`,
       pipeline: contract.metadata.pipeline ?? null, links: linksOf(contract),
     })
-    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...egress.hooks(), ...request.credentialHooks], enforcers: enforcers(host.native, contract) })
+    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...egress.hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract), ...limitEnforcers] })
     for (const event of request.credentials) log.append(event)
     host.spawner.go(id)
   } catch (error) {
@@ -110,10 +112,16 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
     if (reason === 'exited') reason = why
     host.cgroups.killCell(id)
   }
+  const told: Extract<EvidenceBody, { type: 'limit' }>[] = []
   const ttl = setTimeout(() => {
+    if (over || reason !== 'exited') return
     reason = 'ttl'
-    log.append({ type: 'limit', limit: 'ttl', detail: `the cell ran for its whole ${contract.spec.ttl}` })
-    host.spawner.signal(id, constants.signals.SIGTERM)
+    const by = running(host.cgroups.processes(id), prepared.pid)
+    told.push({ type: 'limit', limit: 'ttl', by: by.slice(0, 64), detail: `time limit of ${contract.spec.ttl} reached by ${named(by, 1)}` })
+    log.append(told.at(-1)!)
+    host.spawner.signal(id, constants.signals.SIGTERM, true)
+    // One that was stopped hears it only now.
+    host.spawner.signal(id, constants.signals.SIGCONT, true)
     setTimeout(() => kill('ttl'), GRACE_MS).unref()
   }, ttlSeconds(contract.spec.ttl) * 1000)
 
@@ -125,14 +133,12 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
     host.probes.detachRelay(relay)
     await egress.close()
     await host.probes.flush()
+    const records = limitRecords(contract.spec.limits, host.cgroups.events(id), host.probes.hits(cgroup.id))
     for (const record of host.probes.finalSets(cgroup.id)) log.append(record)
     host.probes.removeCell(cgroup.id)
-    const hits = host.cgroups.events(id)
-    if (hits.oomKills > 0) {
-      log.append({ type: 'limit', limit: 'memory', detail: `${hits.oomKills} processes were killed at the limit of ${contract.spec.limits.memory}` })
-      if (reason === 'exited' && end.signal === constants.signals.SIGKILL) reason = 'memory'
-    }
-    if (hits.pidsMax > 0) log.append({ type: 'limit', limit: 'pids', detail: `${hits.pidsMax} forks were refused at the limit of ${limits.pids}` })
+    for (const record of records) log.append(record)
+    told.push(...records)
+    if (reason === 'exited' && end.signal === constants.signals.SIGKILL && records.some(({ limit }) => limit === 'memory')) reason = 'memory'
     for (const event of await revoke()) log.append(event)
     await host.cgroups.removeCell(id)
     closeSync(prepared.pidfd)
@@ -143,7 +149,7 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
       wallMs: Date.now() - started, userMs: end.userUs / 1000, systemMs: end.systemUs / 1000, maxRssKiB: end.maxRssKiB,
     })
     if (end.failed !== null) throw launchFailure(end.failed)
-    return { code: end.code, signal: end.signal, reason }
+    return { code: end.code, signal: end.signal, reason, notice: limitNotice(told) }
   }
 
   return { id, kill, signal: signal => { if (!over) host.spawner.signal(id, signal) }, ended: finish() }

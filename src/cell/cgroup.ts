@@ -1,11 +1,19 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { execFileSync } from 'node:child_process'
+import { release } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
 import { AmbitError } from '../errors.ts'
 
-export type CellLimits = { memoryBytes: number; pids: number }
+/** `cpus`: processors' worth of time. `io`: bytes a second, on each of the disks ("MAJOR:MINOR", whole ones). Absent: no limit. */
+export type CellLimits = { memoryBytes: number; pids: number; cpus?: number; io?: { disks: readonly string[]; read?: number; write?: number } }
+
+/** Limits that a host may be unable to hold. */
+export type OptionalLimit = 'cpus' | 'io read' | 'io write'
+
+/** `memoryAtLimit`: all memory of the limit was in use at some time; `heldBackMs`: how long the cell waited for its share of the processors. */
+export type LimitEvents = { oomKills: number; memoryAtLimit: boolean; pidsMax: number; heldBackMs: number }
 
 export type Cgroups = {
   /** Depth of a cell's group below the root of the v2 hierarchy. */
@@ -20,8 +28,12 @@ export type Cgroups = {
   removeCell(id: string): Promise<void>
   /** Kills every process of the cell at once; does nothing if the cell is gone. */
   killCell(id: string): void
+  /** Ids on the host of the processes in the cell, cell-init's among them. */
+  processes(id: string): number[]
+  /** Why this host cannot hold such a limit; null: it can. */
+  lacks(limit: OptionalLimit): string | null
   /** How often a limit was hit since the cell began. */
-  events(id: string): { oomKills: number; pidsMax: number }
+  events(id: string): LimitEvents
   /** Removes what is left of this process's groups. */
   close(): Promise<void>
 }
@@ -38,12 +50,21 @@ export type CgroupHost = {
   isDelegated(unit: string): boolean
   /** Where this process and others like it write down which groups they made. */
   records: string
+  /** Kernels before 5.14 have no cgroup.kill. */
+  hasKill: boolean
 }
 
-type Controller = 'memory' | 'pids'
+type Controller = 'memory' | 'pids' | 'cpu' | 'io'
 const CONTROLLERS: readonly Controller[] = ['memory', 'pids']
+/** Only cells that ask for such a limit are put into groups of theirs. */
+const OPTIONAL: readonly Controller[] = ['cpu', 'io']
+/** What v1 calls them. */
+const V1_NAME: Record<Controller, string> = { memory: 'memory', pids: 'pids', cpu: 'cpu', io: 'blkio' }
+/** The kernel's own default, microseconds: shares are given out anew that often. */
+const CPU_PERIOD_US = 100_000
 /** include/linux/proc_ns.h: the inode of the first cgroup namespace. */
 const FIRST_NAMESPACE = 'cgroup:[4026531835]'
+const HUGE_PAGE = 2 * 1024 * 1024
 const REMOVE_MS = 10_000
 
 export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
@@ -60,25 +81,48 @@ export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
   const offered = words(join(base, 'cgroup.controllers'))
   const onV2 = CONTROLLERS.filter(controller => offered.includes(controller))
   const parentV2 = join(base, name)
+  // Below the group that this process is in: what was given to the daemon is not escaped.
+  const v1ParentOf = (controller: Controller): string | undefined => {
+    const mount = mounts.find(({ type, options }) => type === 'cgroup' && options.includes(V1_NAME[controller]))
+    return mount === undefined ? undefined : join(folderOf(mount, ownPath(host.own, V1_NAME[controller])), name)
+  }
   const v1Parents = new Map<Controller, string>()
   for (const controller of CONTROLLERS) {
     if (onV2.includes(controller)) continue
-    const mount = mounts.find(({ type, options }) => type === 'cgroup' && options.includes(controller))
-    if (mount === undefined) throw lacks(`the ${controller} controller is on no hierarchy`, `enable it: cgroup_enable=${controller} on the kernel's command line`)
-    // Below the group that this process is in: what was given to the daemon is not escaped.
-    v1Parents.set(controller, join(folderOf(mount, ownPath(host.own, controller)), name))
+    const parent = v1ParentOf(controller)
+    if (parent === undefined) throw lacks(`the ${controller} controller is on no hierarchy`, `enable it: cgroup_enable=${controller} on the kernel's command line`)
+    v1Parents.set(controller, parent)
   }
+  /** Every cell has a group in each. */
   const parents = [...new Set([parentV2, ...v1Parents.values()])]
+  const missing = new Map<Controller, string>()
+  for (const controller of OPTIONAL) {
+    const parent = v1ParentOf(controller)
+    if (offered.includes(controller)) onV2.push(controller)
+    else if (parent !== undefined) v1Parents.set(controller, parent)
+    else missing.set(controller, `the ${controller} controller is on no hierarchy of this host`)
+  }
+  const allParents = [...new Set([...parents, ...v1Parents.values()])]
 
   const made: string[] = []
   try {
-    enable(base, onV2)
-    for (const parent of parents) {
+    const handOn = (folder: string): void => {
+      enable(folder, onV2.filter(controller => CONTROLLERS.includes(controller)))
+      for (const controller of onV2.filter(one => OPTIONAL.includes(one))) {
+        try {
+          enable(folder, [controller])
+        } catch (error) {
+          missing.set(controller, `the kernel does not hand the ${controller} controller on to ${folder}: ${(error as NodeJS.ErrnoException).code}`)
+        }
+      }
+    }
+    handOn(base)
+    for (const parent of allParents) {
       mkdirSync(parent)
       made.push(parent)
     }
-    enable(parentV2, onV2)
-    record(host.records, name, parents)
+    handOn(parentV2)
+    record(host.records, name, allParents)
   } catch (cause) {
     for (const parent of made.reverse()) rmdirSync(parent)
     throw new AmbitError('KERNEL_LACKS', {
@@ -91,6 +135,7 @@ export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
   }
 
   const cells = new Set<string>()
+  const kill = host.hasKill ? 'kill' : 'kill by freezing'
   const folderIn = (parent: string, id: string): string => {
     if (!/^[A-Za-z0-9_-]{1,63}$/.test(id)) throw new AmbitError('INTERNAL', { attempted: 'name the cgroup of a cell', why: `"${id}" is no id of a cell`, remedy: 'this is a defect in ambit' })
     return join(parent, id)
@@ -111,10 +156,35 @@ export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
     }
     // One more for cell-init, which is in the group and not of the job.
     writeFileSync(join(folderIn(parentOf('pids'), id), 'pids.max'), String(limits.pids + 1))
+    if (limits.cpus !== undefined) {
+      const folder = folderIn(parentOf('cpu'), id)
+      const quota = Math.round(limits.cpus * CPU_PERIOD_US)
+      if (v1Parents.has('cpu')) {
+        writeFileSync(join(folder, 'cpu.cfs_period_us'), String(CPU_PERIOD_US))
+        writeFileSync(join(folder, 'cpu.cfs_quota_us'), String(quota))
+      } else {
+        writeFileSync(join(folder, 'cpu.max'), `${quota} ${CPU_PERIOD_US}`)
+      }
+    }
+    const { disks, read, write } = limits.io ?? { disks: [] }
+    for (const disk of disks) {
+      const folder = folderIn(parentOf('io'), id)
+      if (!v1Parents.has('io')) {
+        writeFileSync(join(folder, 'io.max'), `${disk}${read === undefined ? '' : ` rbps=${read}`}${write === undefined ? '' : ` wbps=${write}`}`)
+        continue
+      }
+      if (read !== undefined) writeFileSync(join(folder, 'blkio.throttle.read_bps_device'), `${disk} ${read}`)
+      if (write !== undefined) writeFileSync(join(folder, 'blkio.throttle.write_bps_device'), `${disk} ${write}`)
+    }
+  }
+
+  const parentsFor = (limits: CellLimits): string[] => {
+    const asked: Controller[] = [...(limits.cpus === undefined ? [] : ['cpu' as const]), ...(limits.io === undefined ? [] : ['io' as const])]
+    return [...new Set([...parents, ...asked.map(parentOf)])]
   }
 
   const removeCell = async (id: string): Promise<void> => {
-    const folders = parents.map(parent => folderIn(parent, id))
+    const folders = allParents.map(parent => folderIn(parent, id))
     const end = Date.now() + REMOVE_MS
     for (let wait = 1; ; wait = Math.min(wait * 2, 50)) {
       const left = folders.filter(folder => !removeTree(folder))
@@ -132,11 +202,11 @@ export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
     level: depth(v2Mount.root) + depth(parentV2.slice(v2Mount.folder.length)) + 1,
     parentV2,
     layout: [
-      onV2.length === CONTROLLERS.length ? `v2 at ${v2Mount.folder}: ${onV2.join(', ')}, kill` : `hybrid; v2 at ${v2Mount.folder}: ${[...onV2, 'kill'].join(', ')}`,
-      ...[...v1Parents].map(([controller, parent]) => `v1 ${controller} at ${parent.slice(0, -name.length - 1)}`),
+      v1Parents.size === 0 ? `v2 at ${v2Mount.folder}: ${[...onV2, kill].join(', ')}` : `hybrid; v2 at ${v2Mount.folder}: ${[...onV2, kill].join(', ')}`,
+      ...[...v1Parents].map(([controller, parent]) => `v1 ${V1_NAME[controller]} at ${parent.slice(0, -name.length - 1)}`),
     ].join('; '),
     createCell(id, limits) {
-      const folders = parents.map(parent => folderIn(parent, id))
+      const folders = parentsFor(limits).map(parent => folderIn(parent, id))
       const done: string[] = []
       try {
         for (const folder of folders) {
@@ -153,21 +223,30 @@ export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
       return { id: statSync(v2, { bigint: true }).ino, v2, v1 }
     },
     removeCell,
-    killCell(id) {
-      try {
-        writeFileSync(join(folderIn(parentV2, id), 'cgroup.kill'), '1')
-      } catch (error) {
-        if (!isGone(error)) throw error
-      }
+    killCell: id => killGroup(folderIn(parentV2, id), host.hasKill),
+    processes: id => processesIn(folderIn(parentV2, id)),
+    lacks(limit) {
+      if (limit === 'cpus') return missing.get('cpu') ?? null
+      if (limit === 'io write' && v1Parents.has('io')) return 'the blkio controller of cgroup v1 sees a write only where it is direct: what the kernel writes back later is nobody\'s'
+      return missing.get('io') ?? null
     },
     events(id) {
-      const memory = join(folderIn(parentOf('memory'), id), v1Parents.has('memory') ? 'memory.oom_control' : 'memory.events')
-      return { oomKills: keyed(memory, 'oom_kill'), pidsMax: keyed(join(folderIn(parentOf('pids'), id), 'pids.events'), 'max') }
+      const memory = folderIn(parentOf('memory'), id)
+      const most = Math.max(...['memory.max_usage_in_bytes', 'memory.memsw.max_usage_in_bytes'].map(file => Number(words(join(memory, file))[0] ?? 0)))
+      const limit = Number(words(join(memory, 'memory.limit_in_bytes'))[0] ?? Infinity)
+      const cpu = join(folderIn(parentOf('cpu'), id), 'cpu.stat')
+      return {
+        oomKills: keyed(join(memory, v1Parents.has('memory') ? 'memory.oom_control' : 'memory.events'), 'oom_kill'),
+        // v1's count of failures stays 0 on some kernels; what was refused last may be as large as a huge page.
+        memoryAtLimit: v1Parents.has('memory') ? most + HUGE_PAGE >= limit : keyed(join(memory, 'memory.events'), 'max') > 0,
+        pidsMax: keyed(join(folderIn(parentOf('pids'), id), 'pids.events'), 'max'),
+        heldBackMs: v1Parents.has('cpu') ? keyed(cpu, 'throttled_time') / 1e6 : keyed(cpu, 'throttled_usec') / 1e3,
+      }
     },
     async close() {
       for (const id of cells) await removeCell(id)
-      for (const parent of [...parents].reverse()) removeTree(parent)
-      if (parents.every(parent => !existsSync(parent))) rmSync(join(host.records, `${name}.json`), { force: true })
+      for (const parent of [...allParents].reverse()) removeTree(parent)
+      if (allParents.every(parent => !existsSync(parent))) rmSync(join(host.records, `${name}.json`), { force: true })
     },
   }
 }
@@ -186,7 +265,14 @@ function thisHost(): CgroupHost {
       }
     },
     records: '/run/ambit/cgroups',
+    hasKill: kernelHasKill(),
   }
+}
+
+/** The root has no such file, and groups are not made to find out. */
+function kernelHasKill(): boolean {
+  const [major, minor] = release().split('.').map(Number) as [number, number]
+  return major > 5 || (major === 5 && minor >= 14)
 }
 
 type CgroupMount = { folder: string; root: string; type: string; options: string[] }
@@ -206,8 +292,8 @@ function unescapeOctal(text: string): string {
   return text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)))
 }
 
-/** The path in /proc/self/cgroup of the hierarchy with this controller; of v2 for null. */
-function ownPath(own: string, controller: Controller | null): string {
+/** The path in /proc/self/cgroup of the hierarchy with this controller, as v1 names it; of v2 for null. */
+function ownPath(own: string, controller: string | null): string {
   for (const line of own.split('\n')) {
     const [, number, controllers, path] = /^(\d+):([^:]*):(.*)$/.exec(line) ?? []
     if (path === undefined) continue
@@ -245,6 +331,51 @@ function enable(folder: string, controllers: readonly Controller[]): void {
   const file = join(folder, 'cgroup.subtree_control')
   const missing = controllers.filter(controller => !words(file).includes(controller))
   if (missing.length > 0) writeFileSync(file, missing.map(controller => `+${controller}`).join(' '))
+}
+
+/**
+ * Kills every process of a group and of those in it. Kernels before 5.14 have no cgroup.kill: there the group is frozen first,
+ * so that nothing in it forks, and no number changes its owner, between being read and being killed (cgroup-v2.rst, cgroup.freeze).
+ */
+function killGroup(folder: string, hasKill: boolean): void {
+  try {
+    if (hasKill) {
+      writeFileSync(join(folder, 'cgroup.kill'), '1')
+      return
+    }
+    writeFileSync(join(folder, 'cgroup.freeze'), '1')
+    for (let round = 0; round < FREEZE_ROUNDS; round++) {
+      const frozen = keyed(join(folder, 'cgroup.events'), 'frozen') === 1
+      for (const pid of processesIn(folder)) {
+        try {
+          process.kill(pid, 'SIGKILL')
+        } catch (error) {
+          if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+        }
+      }
+      if (frozen) break
+    }
+  } catch (error) {
+    if (!isGone(error)) throw error
+  }
+}
+
+/** Each takes well under a millisecond; a process that the kernel cannot freeze for long waits for a device. */
+const FREEZE_ROUNDS = 1000
+
+function processesIn(folder: string): number[] {
+  const own = words(join(folder, 'cgroup.procs')).map(Number)
+  const folders = readdirOrNothing(folder)
+  return [...own, ...folders.flatMap(name => processesIn(join(folder, name)))]
+}
+
+function readdirOrNothing(folder: string): string[] {
+  try {
+    return readdirSync(folder, { withFileTypes: true }).filter(entry => entry.isDirectory()).map(entry => entry.name)
+  } catch (error) {
+    if (isGone(error)) return []
+    throw error
+  }
 }
 
 /** Removes a group and those in it, if they are empty of processes. True when nothing is left. */

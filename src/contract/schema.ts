@@ -45,6 +45,19 @@ const memory = z.string({ error: 'must be a size such as 512MiB or 2GiB' }).supe
   if (fault !== null) context.addIssue({ code: 'custom', message: fault, input: text })
 })
 
+/** The kernel's least quota is 1 ms of each 100 (kernel/sched/core.c, min_cfs_quota_period). */
+const CPUS_MIN = 0.01
+const CPUS_MAX = 4096
+/** Less is fewer than 16 pages a second, with which nothing starts. */
+const RATE_MIN = 64 * BYTES.KiB
+
+const rate = z.string({ error: 'must be a size such as 50MiB, for bytes a second' }).superRefine((text, context) => {
+  const bytes = memoryBytes(text)
+  const fault = Number.isNaN(bytes) ? 'must be a size such as 50MiB (KiB, MiB, GiB, TiB), for bytes a second'
+    : bytes < RATE_MIN ? `${text} a second is too little to start a program: 64KiB is the least` : null
+  if (fault !== null) context.addIssue({ code: 'custom', message: fault, input: text })
+})
+
 function whole(least: number, why: string, most: number): z.ZodNumber {
   return z.number({ error: `must be a whole number from ${least} to ${most}` }).int(`must be a whole number from ${least} to ${most}`)
     .min(least, `must be at least ${least}: ${why}`).max(most, `must be at most ${most}, which is the kernel's own limit`)
@@ -94,6 +107,11 @@ export const contractSchema = z.strictObject({
       memory: memory.default('2GiB').describe('memory of all processes together'),
       pids: whole(2, 'the cell\'s own process and the command', PIDS_MAX).default(1024).describe('processes and threads at one time'),
       openFiles: whole(16, 'the loader, the libraries and the standard streams of a program', OPEN_FILES_MAX).default(4096).describe('open descriptors of one process'),
+      cpus: z.number({ error: 'must be a number of processors such as 1.5' }).min(CPUS_MIN, `must be at least ${CPUS_MIN}`).max(CPUS_MAX, `must be at most ${CPUS_MAX}`).optional().describe('processor time of all processes together, in processors'),
+      io: z.strictObject({
+        read: rate.optional().describe('bytes read a second'),
+        write: rate.optional().describe('bytes written a second'),
+      }).refine(({ read, write }) => read !== undefined || write !== undefined, 'names neither "read" nor "write"').optional().describe('of each disk that holds the workspace or the host\'s root; what is in the page cache already costs nothing'),
     }).prefault({}).describe('what the cell may take of the host'),
     environment: z.strictObject({
       pass: z.array(variable).max(ENTRIES_MAX, { error: tooMany, abort: true }).default([]).superRefine((names, context) => {

@@ -148,7 +148,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       }
       await sealAndExport()
       log.info({ cell: id, ...end }, 'cell ended')
-      send(connection, { type: 'ended', cell: id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(id) })
+      send(connection, { type: 'ended', cell: id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(id), notice: end.notice })
     } finally {
       slots.give(slot)
       cells.delete(connection)

@@ -57,8 +57,8 @@ export function clientMessage(packet: Buffer): ClientMessage {
 
 export type DaemonMessage =
   | { type: 'started'; cell: string }
-  /** `code` and `signal` are the command's; `evidence` is the bundle's path at the daemon. */
-  | { type: 'ended'; cell: string; code: number | null; signal: number | null; reason: string; evidence: string }
+  /** `code` and `signal` are the command's; `evidence` is the bundle's path at the daemon; `notice` a line for a person. */
+  | { type: 'ended'; cell: string; code: number | null; signal: number | null; reason: string; evidence: string; notice: string | null }
   | { type: 'error'; error: { code: ErrorCode } & Omit<ErrorDetail, 'cause'>; exitCode: number }
   | { type: 'status'; version: string; cells: number; feedPort: number }
 

@@ -15,7 +15,7 @@ const RESERVE_BYTES = 8 * 1024 * 1024
 
 /** Records of the job's making, whose number the job decides, with the family that a loss of them tears a hole into. */
 const STREAM: Partial<Record<EvidenceType, Family>> = {
-  'exec': 'exec', 'exec.failed': 'exec', 'fork': 'process', 'exit': 'process', 'file': 'file', 'file.failed': 'file', 'connect': 'network', 'flow': 'network',
+  'exec': 'exec', 'exec.failed': 'exec', 'fork': 'process', 'fork.failed': 'process', 'exit': 'process', 'file': 'file', 'file.failed': 'file', 'connect': 'network', 'flow': 'network',
   'dns': 'dns', 'api.request': 'api', 'api.response': 'api', 'api.unreadable': 'api', 'syscall.refused': 'syscall',
 }
 const RESERVED: Partial<Record<EvidenceType, Family>> = { 'syscalls': 'syscall', 'credential': 'credential', 'limit': 'process' }

@@ -6,7 +6,7 @@ import type { ProcessRef } from './records.ts'
  * but every length in it is checked all the same: a reader that trusts its input is one defect away from reading another cell's data.
  */
 
-export const KIND = { exec: 1, execFailed: 2, fork: 3, exit: 4, file: 5, fileFailed: 6, connect: 7, syscallRefused: 8, tls: 9 } as const
+export const KIND = { exec: 1, execFailed: 2, fork: 3, exit: 4, file: 5, fileFailed: 6, connect: 7, syscallRefused: 8, tls: 9, forkFailed: 11 } as const
 
 /** Offsets in bytes; test/evidence/decode.test.ts compares them with the BTF of the built objects. */
 export const LAYOUT = {
@@ -23,7 +23,7 @@ export const LAYOUT = {
 /** Bytes of each struct without its data. */
 export const FIXED = { ambit_header: 64, ambit_exec: 88, ambit_file: 88, ambit_fork: 80, ambit_exit: 72, ambit_connect: 88, ambit_refused: 80, ambit_tls: 88 } as const
 
-export const FLAG = { unreachable: 1, cut: 2, baseUnreachable: 4, baseCut: 8, baseUnknown: 16, unreadable: 32, setup: 64, argvCut: 128 } as const
+export const FLAG = { unreachable: 1, cut: 2, baseUnreachable: 4, baseCut: 8, baseUnknown: 16, unreadable: 32, setup: 64, argvCut: 128, oom: 256 } as const
 
 export type RawHeader = { cell: bigint; /** nanoseconds since boot */ time: bigint; tid: number; ppid: number; process: ProcessRef
   /** By cell-init's child, before the command's first exec. */
@@ -35,7 +35,10 @@ export type RawFile = RawHeader & { kind: 'file'; path: string; access: 'read' |
 export type RawFileFailed = RawHeader & { kind: 'file.failed'; path: string; access: 'read' | 'write' | 'readwrite'; errno: number }
 export type RawExecFailed = RawHeader & { kind: 'exec.failed'; path: string; errno: number }
 export type RawFork = RawHeader & { kind: 'fork'; child: number; childStart: bigint }
-export type RawExit = RawHeader & { kind: 'exit'; code: number | null; signal: number | null }
+export type RawExit = RawHeader & { kind: 'exit'; code: number | null; signal: number | null
+  /** Chosen by the out-of-memory killer. */
+  oom: boolean }
+export type RawForkFailed = RawHeader & { kind: 'fork.failed'; errno: number }
 export type RawConnect = RawHeader & { kind: 'connect'; address: string; port: number; protocol: 'tcp' | 'udp' | 'other' }
 export type RawRefused = RawHeader & { kind: 'syscall.refused'; /** enum ambit_arch */ arch: number; nr: number
   /** 0: no errno came back: killed, trapped, or a filter that pretends success. */
@@ -53,7 +56,7 @@ export type RawTls = {
   data: Buffer
 }
 export type RawTlsEvent = RawHeader & RawTls & { kind: 'tls' }
-export type RawEvent = RawExec | RawExecFailed | RawFile | RawFileFailed | RawFork | RawExit | RawConnect | RawRefused | RawTlsEvent
+export type RawEvent = RawExec | RawExecFailed | RawFile | RawFileFailed | RawFork | RawForkFailed | RawExit | RawConnect | RawRefused | RawTlsEvent
 
 /** A batch that does not follow bpf/events.h: a defect of ambit, or objects and addon of different versions. */
 export class DecodeError extends Error {
@@ -140,7 +143,7 @@ function decodeOne(record: Buffer, offset: number): RawEvent {
       need(FIXED.ambit_exit)
       const status = record.readUInt32LE(LAYOUT.ambit_exit.status)
       const signal = status & 0x7f
-      return { ...header, kind: 'exit', code: signal === 0 ? (status >> 8) & 0xff : null, signal: signal === 0 ? null : signal }
+      return { ...header, kind: 'exit', code: signal === 0 ? (status >> 8) & 0xff : null, signal: signal === 0 ? null : signal, oom: (flags & FLAG.oom) !== 0 }
     }
     case KIND.connect: {
       need(FIXED.ambit_connect)
@@ -154,6 +157,9 @@ function decodeOne(record: Buffer, offset: number): RawEvent {
     case KIND.syscallRefused:
       need(FIXED.ambit_refused)
       return { ...header, kind: 'syscall.refused', arch: record.readUInt32LE(LAYOUT.ambit_refused.arch), nr: record.readUInt32LE(LAYOUT.ambit_refused.nr), errno: record.readInt32LE(LAYOUT.ambit_refused.error) }
+    case KIND.forkFailed:
+      need(FIXED.ambit_refused)
+      return { ...header, kind: 'fork.failed', errno: record.readInt32LE(LAYOUT.ambit_refused.error) }
     case KIND.tls: {
       need(FIXED.ambit_tls)
       const L = LAYOUT.ambit_tls

@@ -4,7 +4,7 @@ import { AmbitError } from '../errors.ts'
 import type { NativeAddon, NativeProbes, ProbeReport } from '../native.ts'
 import type { ApiReader } from './api.ts'
 import { decode, DecodeError, type RawEvent } from './decode.ts'
-import { FAMILIES, syscallCount, type EvidenceBody, type Family, type HookReport, type SyscallCount } from './records.ts'
+import { FAMILIES, syscallCount, type Culprit, type EvidenceBody, type Family, type HookReport, type SyscallCount } from './records.ts'
 import type { CellLog } from './store.ts'
 
 export type ProbesOptions = {
@@ -33,6 +33,8 @@ export type Probes = {
   hooks(): HookReport[]
   /** Resolves once everything that the kernel had told when it was called is in the cells' logs. */
   flush(): Promise<void>
+  /** Who ran into a limit so far; the first 64 of each. */
+  hits(cgroupId: bigint): { oom: readonly Culprit[]; forks: readonly Culprit[] }
   /** The records that close a cell's evidence: what the API reader still held, the syscall set, one `loss` per kind of event. */
   finalSets(cgroupId: bigint): EvidenceBody[]
   close(): void
@@ -41,11 +43,14 @@ export type Probes = {
 /** Events of a cell that nobody has asked for yet; more are lost, and told so. */
 const WAITING_EVENTS = 10_000
 
+/** More are counted by the kernel alone. */
+const HITS = 64
+
 /** By the numbers of enum ambit_arch (bpf/arch.h), which `syscallName` takes too. */
 const ARCHES = syscallCount.shape.arch.options
 
 const FAMILY_OF: Record<string, Family> = {
-  'exec': 'exec', 'exec.failed': 'exec', 'fork': 'process', 'exit': 'process', 'file': 'file', 'file.failed': 'file',
+  'exec': 'exec', 'exec.failed': 'exec', 'fork': 'process', 'fork.failed': 'process', 'exit': 'process', 'file': 'file', 'file.failed': 'file',
   'connect': 'network', 'syscall.refused': 'syscall', 'tls': 'api', 'syscalls': 'syscall',
 }
 
@@ -57,6 +62,7 @@ type Route = {
   api: ApiReader | null
   /** Failed attempts of cell-init's child to start the command, by pid: evidence only if none succeeds. */
   attempts: Map<number, EvidenceBody[]>
+  hits: { oom: Culprit[]; forks: Culprit[] }
 }
 
 /**
@@ -99,7 +105,7 @@ export function openProbes(options: ProbesOptions): Probes {
     async addCell(cgroupId, initPid, apiHosts) {
       const api = apiHosts.length === 0 ? null : new (await import('./api.ts')).ApiReader(apiHosts)
       probes.addCell(cgroupId, initPid)
-      cells.set(cgroupId, { log: null, waiting: [], delivered: new Map(), api, attempts: new Map() })
+      cells.set(cgroupId, { log: null, waiting: [], delivered: new Map(), api, attempts: new Map(), hits: { oom: [], forks: [] } })
       if (cells.size === 1) reports = probes.attach()
       if (api !== null && apiCells++ === 0) tls = options.tls.flatMap(library => attachTls(probes, library))
     },
@@ -123,6 +129,7 @@ export function openProbes(options: ProbesOptions): Probes {
     },
     hooks: () => [...reports, ...tls].map(hookReport),
     flush: () => probes.flush(),
+    hits: cgroupId => known(cells, cgroupId).hits,
     finalSets(cgroupId) {
       const route = known(cells, cgroupId)
       const { syscalls, outOfRange, counters } = probes.readCell(cgroupId)
@@ -173,7 +180,13 @@ function take(native: NativeAddon, route: Route, event: RawEvent): boolean {
     return give(route, attempts)
   }
   if (event.kind === 'exec') route.attempts.delete(pid)
+  if (event.kind === 'exit' && event.oom) remember(route.hits.oom, event.process)
+  if (event.kind === 'fork.failed') remember(route.hits.forks, event.process)
   return give(route, event.kind === 'tls' ? route.api?.read(event) ?? [] : bodies(native, event))
+}
+
+function remember(list: Culprit[], { pid, comm }: Culprit): void {
+  if (list.length < HITS) list.push({ pid, comm })
 }
 
 function give(route: Route, list: EvidenceBody[]): boolean {
@@ -197,7 +210,8 @@ function bodies(native: NativeAddon, event: Exclude<RawEvent, { kind: 'tls' }>):
     }
     case 'exec.failed': return [{ type: 'exec.failed', process, path: event.path, errno: errnoName(event.errno), onHost: onHost(event.path) }]
     case 'fork': return [{ type: 'fork', process, child: event.child }]
-    case 'exit': return [{ type: 'exit', process, code: event.code, signal: event.signal }]
+    case 'fork.failed': return [{ type: 'fork.failed', process, errno: errnoName(event.errno) }]
+    case 'exit': return [{ type: 'exit', process, code: event.code, signal: event.signal, ...(event.oom && { oom: true as const }) }]
     case 'file': {
       const { path, access, created, dev, ino, source } = event
       return [{ type: 'file', process, path, access, created, dev, ino, source }]

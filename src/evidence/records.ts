@@ -13,6 +13,10 @@ export const processRef = z.object({
 })
 export type ProcessRef = z.infer<typeof processRef>
 
+/** A process as people know it: what it is called and its number on the host. */
+export const culprit = z.object({ pid: z.number().int(), comm: z.string() })
+export type Culprit = z.infer<typeof culprit>
+
 /** Families of evidence: what a hook feeds and a verdict rests on. */
 export const FAMILIES = ['process', 'exec', 'file', 'syscall', 'network', 'dns', 'api', 'credential'] as const
 export type Family = (typeof FAMILIES)[number]
@@ -54,7 +58,8 @@ export const evidenceBody = z.discriminatedUnion('type', [
   z.object({ type: z.literal('exec'), process, parent: z.number().int(), path: z.string(), argv: z.array(z.string()), argvTruncated: z.boolean(), dev: z.string(), ino: z.string(), unlinked: z.boolean().describe('memfd or deleted file') }),
   z.object({ type: z.literal('exec.failed'), process, path: z.string(), errno: z.string(), onHost: z.boolean().describe('the path exists on the host: the cell withheld it') }),
   z.object({ type: z.literal('fork'), process, child: z.number().int() }),
-  z.object({ type: z.literal('exit'), process, code: z.number().int().nullable(), signal: z.number().int().nullable() }),
+  z.object({ type: z.literal('fork.failed'), process, errno: z.string() }),
+  z.object({ type: z.literal('exit'), process, code: z.number().int().nullable(), signal: z.number().int().nullable(), oom: z.literal(true).optional().describe('chosen by the out-of-memory killer') }),
   z.object({ type: z.literal('file'), process, path: z.string().describe('as resolved in the cell'), access, created: z.boolean().describe('the file came into being, or its name was made or removed'), dev: z.string(), ino: z.string(), source: z.enum(['lsm', 'descriptor', 'argument', 'name']).describe('argument: the path is only what the process said; name: the same, of something looked at and not opened'), socket: z.literal(true).optional().describe('it is a Unix socket that was spoken to, by connect or with a message') }),
   z.object({ type: z.literal('file.failed'), process, path: z.string(), access, errno: z.string(), onHost: z.boolean(), socket: z.literal(true).optional() }),
   z.object({ type: z.literal('connect'), process, address: z.string(), port: z.number().int(), protocol: z.enum(['tcp', 'udp', 'other']) }),
@@ -66,7 +71,7 @@ export const evidenceBody = z.discriminatedUnion('type', [
   z.object({ type: z.literal('credential'), kind: z.string(), name: z.string(), outcome: z.enum(['issued', 'delivered', 'refused', 'revoked', 'revoke-failed']), grants: z.record(z.string(), z.string()), expires: z.string().nullable(), delivery: z.enum(['environment', 'file', 'none']), detail: z.string() }),
   z.object({ type: z.literal('syscall.refused'), process, arch: z.string(), nr: z.number().int(), name: z.string().nullable(), errno: z.string() }),
   z.object({ type: z.literal('syscalls'), calls: z.array(syscallCount), outOfRange: z.number().int() }),
-  z.object({ type: z.literal('limit'), limit: z.enum(['ttl', 'memory', 'pids']), detail: z.string() }),
+  z.object({ type: z.literal('limit'), limit: z.enum(['ttl', 'memory', 'pids', 'cpu']), detail: z.string().describe('one clause that names the limit and who ran into it'), by: z.array(culprit).max(64).optional() }),
   z.object({ type: z.literal('loss'), event: z.string().describe('event kind as in bpf/events.h'), family: z.enum(FAMILIES), produced: z.number().int(), delivered: z.number().int(), dropped: z.number().int() }),
   z.object({ type: z.literal('cell.ended'), code: z.number().int().nullable(), signal: z.string().nullable(), reason: z.enum(['exited', 'ttl', 'client-gone', 'memory', 'daemon-stopped', 'launch-failed']), wallMs: z.number(), userMs: z.number(), systemMs: z.number(), maxRssKiB: z.number() }),
 ])

@@ -22,6 +22,7 @@ const PROOF_WIDTH = 96
 export function renderVerdict(verdict: Verdict, { color, all }: VerdictForm): string {
   const paint = (code: number, text: string): string => (color ? `\u001b[${code}m${text}\u001b[0m` : text)
   const lines = [headLine(verdict, paint)]
+  if (verdict.limits.length > 0) lines.push('', paint(1, 'limits'), ...verdict.limits.map(({ limit, detail }) => `  ${limit.padEnd(12)}  ${printable(detail)}`))
   for (const [kind, rows] of grouped(verdict.rows, row => row.kind)) {
     lines.push('', `${paint(1, kind)}  ${summary(rows, paint)}`)
     const width = Math.min(GRANT_WIDTH, Math.max(...rows.map(row => printable(row.grant).length)))
@@ -51,9 +52,11 @@ export function verdictJson(verdict: Verdict): object {
 
 type Paint = (code: number, text: string) => string
 
-function headLine({ cell, mode, outcome, contractDigest, rows }: Verdict, paint: Paint): string {
+function headLine({ cell, mode, outcome, limits, contractDigest, rows }: Verdict, paint: Paint): string {
+  // A number such as 137 says nothing: what ended the command does.
+  const cause = limits.filter(({ limit }) => limit !== 'cpu').map(({ detail }) => detail).join('; ') || outcome.reason
   const end = outcome.reason === 'unfinished' ? 'no end in the evidence'
-    : `${outcome.signal !== null ? `ended by ${outcome.signal}` : `exit status ${outcome.code ?? 'unknown'}`}${outcome.reason === 'exited' ? '' : ` (${outcome.reason})`}`
+    : `${outcome.signal !== null ? `ended by ${outcome.signal}` : `exit status ${outcome.code ?? 'unknown'}`}${cause === 'exited' ? '' : ` (${cause})`}`
   return `${paint(1, `cell ${printable(cell) || 'unknown'}`)}  ${mode}, ${printable(end)}, contract ${contractDigest.slice(0, 12)}: ${summary(rows, paint) || 'no grants'}`
 }
 

@@ -3,9 +3,11 @@ import { KINDS } from '../authority/kinds.ts'
 import { contractDigest } from '../contract/write.ts'
 import type { Contract } from '../contract/schema.ts'
 import { coverageOf } from '../evidence/coverage.ts'
-import { FAMILIES, type EvidenceBody, type Family } from '../evidence/records.ts'
+import { FAMILIES, type Culprit, type EvidenceBody, type Family } from '../evidence/records.ts'
 
 export type VerdictRow = Comparison & { kind: string }
+
+type Limit = Extract<EvidenceBody, { type: 'limit' }>
 
 export type Verdict = {
   /** Empty if the evidence does not name its cell. */
@@ -16,6 +18,8 @@ export type Verdict = {
   contractDigest: string
   /** How the command ended; `unfinished`: the evidence does not say. */
   outcome: { code: number | null; signal: string | null; reason: Extract<EvidenceBody, { type: 'cell.ended' }>['reason'] | 'unfinished' }
+  /** Limits that were reached, and by whom. */
+  limits: { limit: Limit['limit']; detail: string; by: Culprit[] }[]
   rows: VerdictRow[]
   /** By family, why the evidence is not complete; families without a gap are left out. */
   coverage: { family: Family; gaps: string[] }[]
@@ -37,6 +41,7 @@ export function judge(contract: Contract, events: readonly EvidenceBody[]): Verd
     mode: started?.mode ?? contract.spec.mode,
     contractDigest: contractDigest(contract),
     outcome: ended === undefined ? { code: null, signal: null, reason: 'unfinished' } : { code: ended.code, signal: ended.signal, reason: ended.reason },
+    limits: events.filter(event => event.type === 'limit').map(({ limit, detail, by }) => ({ limit, detail, by: by ?? [] })),
     rows,
     coverage: FAMILIES.map(family => ({ family, gaps: [...coverage.gaps(family)] })).filter(({ gaps }) => gaps.length > 0),
   }

@@ -10,7 +10,7 @@ const dir = mkdtempSync(join(tmpdir(), 'ambit-cgroup-'))
 t.teardown(() => rmSync(dir, { recursive: true, force: true }))
 const real = (records = join(dir, 'records')): CgroupHost => ({
   mounts: readFileSync('/proc/self/mountinfo', 'utf8'), own: readFileSync('/proc/self/cgroup', 'utf8'), namespace: readlinkSync('/proc/self/ns/cgroup'),
-  isDelegated: () => false, records,
+  isDelegated: () => false, records, hasKill: true,
 })
 
 const all = (cell: { v2: string; v1: string[] }): string[] => [cell.v2, ...cell.v1]
@@ -46,12 +46,13 @@ t.test('cells get groups with limits that hold, are killed at once and leave not
   t.throws(() => cgroups.createCell('../out', { memoryBytes: 1 << 20, pids: 1 }), { code: 'INTERNAL' })
   t.throws(() => cgroups.createCell('bad', { memoryBytes: Number.NaN, pids: 1 }), { code: 'CELL_FAILED' })
   t.same(all(cell).map(folder => existsSync(join(dirname(folder), 'bad'))), all(cell).map(() => false), 'all or none')
-  t.same(cgroups.events('one'), { oomKills: 0, pidsMax: 0 })
+  t.same(cgroups.events('one'), { oomKills: 0, memoryAtLimit: false, pidsMax: 0, heldBackMs: 0 })
 
   const hog = 'exec python3 -c "x = bytearray(96 << 20)"'
   t.match(await bare(hog).ended, { code: 0 }, 'bare')
   t.match(await within(all(cell), hog).ended, { signal: 'SIGKILL' }, 'beyond the memory of the cell')
   t.ok(cgroups.events('one').oomKills >= 1)
+  t.ok(cgroups.events('one').memoryAtLimit)
   const forks = 'for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14; do sleep 5 & done; wait'
   const crowd = within(all(cell), forks)
   await crowd.began
@@ -71,11 +72,29 @@ t.test('cells get groups with limits that hold, are killed at once and leave not
   t.notOk([...all(cell), ...all(second)].some(existsSync))
   await cgroups.removeCell('one')
   cgroups.killCell('one')
-  t.same(cgroups.events('one'), { oomKills: 0, pidsMax: 0 }, 'of a cell that is gone')
+  t.same(cgroups.events('one'), { oomKills: 0, memoryAtLimit: false, pidsMax: 0, heldBackMs: 0 }, 'of a cell that is gone')
   cgroups.createCell('left', { memoryBytes: 32 << 20, pids: 10 })
   await cgroups.close()
   t.notOk(all(cell).some(folder => existsSync(dirname(folder))))
   t.same(readdirSync(join(dir, 'records')), [])
+})
+
+t.test('a kernel without cgroup.kill freezes a group, kills what is in it and leaves nothing, however fast it forks', async t => {
+  const cgroups = openCgroups({ ...real(), hasKill: false })
+  t.match(cgroups.layout, /kill by freezing/)
+  const cell = cgroups.createCell('forking', { memoryBytes: 256 << 20, pids: 2000 })
+  mkdirSync(join(cell.v2, 'nested'))
+  const forks = within(all(cell), 'f() { while :; do (sleep 0.02) & sleep 0.004; done; }; f & f & (echo 0 > ' + join(cell.v2, 'nested/cgroup.procs') + '; f) & trap "" TERM; sh -c "kill -STOP \\$\\$" & f')
+  await forks.began
+  await sleep(200)
+  t.ok(cgroups.processes('forking').length > 3)
+  cgroups.killCell('forking')
+  t.match(await forks.ended, { signal: 'SIGKILL' })
+  for (let i = 0; i < 300 && cgroups.processes('forking').length > 0; i++) await sleep(10)
+  t.same(cgroups.processes('forking'), [])
+  await cgroups.removeCell('forking')
+  t.doesNotThrow(() => cgroups.killCell('forking'), 'gone already')
+  await cgroups.close()
 })
 
 t.test('the level is the depth that the kernel counts', async t => {
@@ -146,16 +165,20 @@ t.test('on a pure v2 host the limits are on v2, below a parent that hands the co
   const cgroups = openCgroups(host)
   t.equal(cgroups.level, 2)
   t.equal(cgroups.parentV2, join(v2, `ambit-${process.pid}`))
-  t.equal(cgroups.layout, `v2 at ${v2}: memory, pids, kill`)
-  t.equal(readFileSync(join(v2, 'cgroup.subtree_control'), 'utf8'), '+memory', 'only what is missing')
-  t.equal(readFileSync(join(cgroups.parentV2, 'cgroup.subtree_control'), 'utf8'), '+memory +pids')
-  const cell = cgroups.createCell('x', { memoryBytes: 1000, pids: 5 })
+  t.equal(cgroups.layout, `v2 at ${v2}: memory, pids, cpu, io, kill`)
+  t.equal(readFileSync(join(v2, 'cgroup.subtree_control'), 'utf8'), '+io', 'only what is missing: this file of a test keeps the last that was written')
+  t.equal(readFileSync(join(cgroups.parentV2, 'cgroup.subtree_control'), 'utf8'), '+io')
+  const cell = cgroups.createCell('x', { memoryBytes: 1000, pids: 5, cpus: 1.5, io: { disks: ['254:0'], read: 7000, write: 9000 } })
   t.same(cell.v1, [])
+  t.equal(readFileSync(join(cell.v2, 'cpu.max'), 'utf8'), '150000 100000')
+  t.equal(readFileSync(join(cell.v2, 'io.max'), 'utf8'), '254:0 rbps=7000 wbps=9000')
+  t.same(['cpus', 'io read', 'io write'].map(limit => cgroups.lacks(limit as 'cpus')), [null, null, null])
   t.equal(readFileSync(join(cell.v2, 'memory.max'), 'utf8'), '1000')
   t.equal(readFileSync(join(cell.v2, 'pids.max'), 'utf8'), '6')
   writeFileSync(join(cell.v2, 'memory.events'), 'low 0\nhigh 0\nmax 7\noom 2\noom_kill 3\noom_group_kill 0\n')
   writeFileSync(join(cell.v2, 'pids.events'), 'max 4\n')
-  t.same(cgroups.events('x'), { oomKills: 3, pidsMax: 4 })
+  writeFileSync(join(cell.v2, 'cpu.stat'), 'usage_usec 9\nnr_throttled 2\nthrottled_usec 2500\n')
+  t.same(cgroups.events('x'), { oomKills: 3, memoryAtLimit: true, pidsMax: 4, heldBackMs: 2.5 })
 })
 
 t.test('a delegated unit is used and stepped aside in; other units are left alone', t => {

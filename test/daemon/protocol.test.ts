@@ -59,7 +59,7 @@ t.test('no packet does more than be refused', t => {
 
 t.test('answers are fields that hold whatever text they must', t => {
   t.equal(encodeDaemonMessage({ type: 'started', cell: 'c1' }).toString(), 'type=started\0cell=c1\0')
-  t.equal(encodeDaemonMessage({ type: 'ended', cell: 'c1', code: null, signal: 9, reason: 'memory', evidence: '/e' }).toString(), 'type=ended\0cell=c1\0signal=9\0reason=memory\0evidence=/e\0')
+  t.equal(encodeDaemonMessage({ type: 'ended', cell: 'c1', code: null, signal: 9, reason: 'memory', evidence: '/e', notice: null }).toString(), 'type=ended\0cell=c1\0signal=9\0reason=memory\0evidence=/e\0')
   const error = new AmbitError('CONTRACT_INVALID', { attempted: 'read it', why: 'a=b\0c\nd', remedy: 'r', where: { file: 'f', line: 1 } })
   t.equal(encodeDaemonMessage({ type: 'error', error: error.toJSON() as never, exitCode: 2 }).toString(), 'type=error\0code=CONTRACT_INVALID\0exitCode=2\0text=f:1: could not read it: a=b\ufffdc\nd\n  r\0')
   t.ok(encodeDaemonMessage({ type: 'error', error: { code: 'INTERNAL', attempted: 'x', why: 'y'.repeat(1_000_000), remedy: '' }, exitCode: 70 }).length < 20_000, 'an answer always fits a packet')

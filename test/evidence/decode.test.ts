@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
-import { decode, DecodeError, FIXED, KIND, LAYOUT, type RawEvent } from '../../src/evidence/decode.ts'
+import { decode, DecodeError, FIXED, FLAG, KIND, LAYOUT, type RawEvent } from '../../src/evidence/decode.ts'
 
 const objects = join(import.meta.dirname, '../../build/Release/bpf')
 
@@ -96,8 +96,10 @@ t.test('each kind of event is read with all its fields', async t => {
   t.same(one(file(KIND.fileFailed, '../x', '/a/b', { access: 2, error: 13, source: 2 })), { ...common, kind: 'file.failed', path: '/a/x', access: 'write', errno: 13 })
   t.same(one(file(KIND.execFailed, '/no', '', { error: 2, flags: 64 })), { ...common, setup: true, kind: 'exec.failed', path: '/no', errno: 2 })
   t.same(one(record(KIND.fork, 0, FIXED.ambit_fork, bytes => { bytes.writeUInt32LE(50, LAYOUT.ambit_fork.child); bytes.writeBigUInt64LE(6n, LAYOUT.ambit_fork.child_start) })), { ...common, kind: 'fork', child: 50, childStart: 6n })
-  t.same(one(exit(7 << 8)), { ...common, kind: 'exit', code: 7, signal: null })
-  t.same(one(exit(9)), { ...common, kind: 'exit', code: null, signal: 9 })
+  t.same(one(exit(7 << 8)), { ...common, kind: 'exit', code: 7, signal: null, oom: false })
+  t.same(one(exit(9)), { ...common, kind: 'exit', code: null, signal: 9, oom: false })
+  t.match(one(record(KIND.exit, FLAG.oom, FIXED.ambit_exit, bytes => bytes.writeUInt32LE(9, LAYOUT.ambit_exit.status))), { signal: 9, oom: true })
+  t.same(one(record(KIND.forkFailed, 0, FIXED.ambit_refused, bytes => bytes.writeInt32LE(11, LAYOUT.ambit_refused.error))), { ...common, kind: 'fork.failed', errno: 11 })
   t.match(one(exit(11 | 0x80)), { code: null, signal: 11 }, 'with a core dumped')
   t.same(one(connect([192, 0, 2, 1], 443, 4, 1)), { ...common, kind: 'connect', address: '192.0.2.1', port: 443, protocol: 'tcp' })
   t.match(one(connect([0x20, 1, 0xd, 0xb8, ...Array(11).fill(0), 1], 53, 6, 2)), { address: '2001:db8::1', protocol: 'udp' })

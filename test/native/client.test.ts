@@ -51,7 +51,7 @@ function start(args: string[], options: { env?: Record<string, string>; input?: 
 const run = (args: string[], options = {}): Promise<Result> => start(args, options).result
 const cell = (socket: string, ...rest: string[]): string[] => ['run', '--socket', socket, '--contract', contract, ...rest]
 
-const ended = (facts: Partial<Extract<DaemonMessage, { type: 'ended' }>> = {}): DaemonMessage => ({ type: 'ended', cell: 'c1', code: 0, signal: null, reason: 'exited', evidence: '/state/c1', ...facts })
+const ended = (facts: Partial<Extract<DaemonMessage, { type: 'ended' }>> = {}): DaemonMessage => ({ type: 'ended', cell: 'c1', code: 0, signal: null, reason: 'exited', evidence: '/state/c1', notice: null, ...facts })
 
 t.test('the request carries contract, command, environment and the caller\'s own descriptors', async t => {
   let inode = 0
@@ -91,10 +91,16 @@ t.test('the exit status says how the cell ended', async t => {
   }
 })
 
+t.test('what the daemon has to say of limits is one line at the end', async t => {
+  const { socket } = serve(t, (_, say) => say(ended({ code: 137, notice: 'memory limit of 64MiB reached by evil\u001b[31m[412]: killed' })))
+  t.match(await run(cell(socket, '--', 'true')), { code: 137, stderr: 'ambit: memory limit of 64MiB reached by evil\\x1b[31m[412]: killed\n' })
+  t.match(JSON.parse((await run(cell(socket, '--json', '--', 'true'))).stderr), { notice: /reached by evil/ })
+})
+
 t.test('--json gives one line on stderr at the end', async t => {
   const { socket } = serve(t, (_, say) => say(ended({ code: null, signal: 9, reason: 'memory' })))
   const { stderr } = await run(cell(socket, '--json', '--', 'true'))
-  t.same(JSON.parse(stderr), { cell: 'c1', code: null, signal: 9, reason: 'memory', evidence: '/state/c1' })
+  t.same(JSON.parse(stderr), { cell: 'c1', code: null, signal: 9, reason: 'memory', evidence: '/state/c1', notice: null })
   t.match(stderr, /^\{"cell":"c1",.*\}\n$/)
   const evidence = join(dir, 'json-evidence')
   t.equal((JSON.parse((await run(cell(socket, '--json', '--evidence', evidence, '--', 'true'))).stderr) as { evidence: string }).evidence, evidence)

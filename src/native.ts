@@ -46,6 +46,8 @@ export type LaunchPlan = {
   /** Paths in the cell; null where the kernel has no Landlock. `write` covers making, removing, truncating; refer included. Missing paths are skipped. */
   landlock: { rules: { path: string; access: LandlockAccess[] }[] } | null
   rlimits: { name: 'nofile' | 'nproc' | 'core' | 'fsize' | 'stack' | 'memlock'; soft: number; hard: number }[]
+  /** Whether the cell's processes may make user namespaces in their own, where the filter lets them ask. */
+  userNamespaces: boolean
   /** Ids in the cell that the command runs as. */
   uid: number
   gid: number

@@ -179,5 +179,6 @@ Plan ReadLaunchPlan(const Napi::Value& value, std::vector<int>* fds) {
     if (filter.Length() == 0) Wrong(value.Env(), "seccomp", "a filter, not an empty Buffer");
     plan.seccomp.assign(filter.Data(), filter.Length());
   }
+  if (Flag(from, "userNamespaces", "plan")) plan.user_namespaces = 1;
   return plan;
 }

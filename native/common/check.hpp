@@ -58,6 +58,7 @@ inline std::string WhatIsWrong(const Plan& p, size_t given) {
   if (p.landlock > 1 || p.rules.size() > kMaxRules) return "the Landlock rules";
   for (auto& rule : p.rules) if (!IsPlainPath(rule.path) || rule.access == 0 || rule.access > 7) return "a Landlock rule";
   if (p.seccomp.size() % kFilterInstruction != 0 || p.seccomp.size() > kMaxFilter) return "the size of the seccomp filter";
+  if (p.user_namespaces > 1) return "whether user namespaces may be made";
   if (p.mounts.size() > kMaxMounts) return "the number of mounts";
   for (size_t i = 0; i < p.mounts.size(); i++) {
     auto& m = p.mounts[i];

@@ -47,6 +47,7 @@ struct Plan {
   uint32_t landlock = 0;              // 1: rules hold, 0: no Landlock
   std::vector<LandlockRule> rules;
   std::string seccomp;                // struct sock_filter[], empty: none
+  uint32_t user_namespaces = 0;       // 1: the cell may make some in its own
 };
 
 class Writer {
@@ -107,7 +108,7 @@ inline std::string Encode(const Plan& p) {
   }
   w.U32(p.landlock); w.U32(p.rules.size());
   for (auto& r : p.rules) { w.Str(r.path); w.U32(r.access); }
-  w.Str(p.seccomp);
+  w.Str(p.seccomp); w.U32(p.user_namespaces);
   return w.bytes();
 }
 
@@ -127,7 +128,7 @@ inline bool Decode(const char* data, size_t size, Plan* p) {
   }
   p->landlock = r.U32();
   for (uint32_t n = r.Count(); n > 0 && r.ok(); n--) { LandlockRule l; l.path = r.Str(); l.access = r.U32(); p->rules.push_back(std::move(l)); }
-  p->seccomp = r.Str();
+  p->seccomp = r.Str(); p->user_namespaces = r.U32();
   return r.done();
 }
 

@@ -77,12 +77,21 @@ static void SetReadOnly(int mount, const std::string& target) {
   Must(SetMountAttributes(mount, "", AT_EMPTY_PATH, &attributes), "make read-only", target);
 }
 
-static void MountProc(int root, const std::string& target) {
+// The table is that of the user namespace of whoever opens it (user_namespaces(7)), and holds for those made in it.
+static void ForbidUserNamespaces(int proc) {
+  Fd limit(openat(proc, "sys/user/max_user_namespaces", O_WRONLY | O_CLOEXEC));
+  if (!limit && errno == ENOENT) return;
+  Must(limit.get(), "open the limit of user namespaces");
+  Must(static_cast<int>(write(limit.get(), "0", 1)), "forbid user namespaces in the cell");
+}
+
+static void MountProc(int root, const std::string& target, bool user_namespaces) {
   Fd context(FsOpen("proc"));
   Must(context.get(), "open proc for", target);
   // The name is of Linux 5.8; before, hidepid held for the whole pid namespace and was a number.
   if (FsSet(context.get(), "hidepid", "noaccess") < 0) Must(FsSet(context.get(), "hidepid", "1"), "hide processes in", target);
   Fd proc = MakeMount(context.get(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, target);
+  if (!user_namespaces) ForbidUserNamespaces(proc.get());
   Attach(root, proc.get(), target);
   // Where the kernel's settings are. Most belong to host ids that the cell does not have; the network namespace's belong to its root.
   for (const char* part : {"sys", "sysrq-trigger", "irq", "bus", "fs"}) {
@@ -158,7 +167,7 @@ void BuildRoot(const Plan& plan, std::map<uint16_t, Fd> trees) {
         Attach(root.get(), mount.get(), step.target);
         break;
       }
-      case kProc: MountProc(root.get(), step.target); break;
+      case kProc: MountProc(root.get(), step.target, plan.user_namespaces == 1); break;
       case kDevpts: MountDevpts(root.get(), step.target); break;
       case kDirectory: MakeDirectory(root.get(), step); break;
       case kFile: MakeFile(root.get(), step); break;

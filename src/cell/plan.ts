@@ -100,6 +100,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
     mounts,
     seccomp: filterFor(native, authority.syscall, enforce && !exec.includes('*')),
     landlock: enforce && native.landlockAbi() > 0 ? { rules: landlockRules(read, write, exec, interpreters) } : null,
+    userNamespaces: authority.syscall.allow.includes('unshare'),
     rlimits: [
       // Not 0: a core_pattern that is a pipe ignores the limit, except for 1 (core(5)), and its reader is the host's root.
       { name: 'core', soft: 1, hard: 1 },

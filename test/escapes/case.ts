@@ -39,6 +39,10 @@ export type Attack = {
   setUp?(stage: Stage, way: Way): string[] | Promise<string[]>
   /** Descriptors that whoever starts the attack leaves open in it, from 3 on. */
   inherits?(stage: Stage): number[]
+  /** The attack's input; without it, /dev/null. */
+  input?(stage: Stage): number
+  /** The command that runs another, if the attack is not run by itself. */
+  through?(argv: readonly string[]): string[]
   /** Looks whether the attack took effect where its own program cannot tell: true overrules a refusal. */
   tookEffect?(stage: Stage): boolean | Promise<boolean>
   /** More arguments of bubblewrap: what somebody who needs the same thing would add. */

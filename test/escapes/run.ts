@@ -54,7 +54,7 @@ export async function startSuite(): Promise<Suite> {
     }
   }
   const seen = async (attack: Attack, stage: Stage, argv: string[]): Promise<Seen> => {
-    const outcome = await finished(argv, stage.workspace, attack.inherits?.(stage) ?? [])
+    const outcome = await finished(attack.through?.(argv) ?? argv, stage.workspace, [attack.input?.(stage) ?? 'ignore', ...attack.inherits?.(stage) ?? []])
     return await attack.tookEffect?.(stage) === true ? { outcome: 'worked', line: `${outcome.line}; and yet it took effect` } : outcome
   }
 
@@ -98,10 +98,10 @@ async function compile(source: string, program: string): Promise<string> {
 }
 
 /** Runs a command to its end, and reads its status and its first line. Who does not end is killed, and broken. */
-function finished(argv: readonly string[], cwd: string, inherited: readonly number[]): Promise<Seen> {
+function finished(argv: readonly string[], cwd: string, [input, ...inherited]: readonly [number | 'ignore', ...number[]]): Promise<Seen> {
   return new Promise((resolve, reject) => {
     // In a group of its own, so that what it started goes with it.
-    const child = spawn(argv[0]!, argv.slice(1), { cwd, stdio: ['ignore', 'pipe', 'pipe', ...inherited], detached: true })
+    const child = spawn(argv[0]!, argv.slice(1), { cwd, stdio: [input, 'pipe', 'pipe', ...inherited], detached: true })
     let said = ''
     const hear = (chunk: Buffer): void => { if (said.length < 4096) said += chunk.toString() }
     for (const stream of [child.stdout, child.stderr]) stream?.on('data', hear)

@@ -69,7 +69,7 @@ function plan(argv: string[], change: Change, id: string, slot: number, stdio: [
   return {
     id, argv, env: ['PATH=/usr/bin:/'], cwd: '/', stdio, cgroups: { v2, v1 }, ids: { base: 1_879_048_192 + slot * 65536, count: 65536 },
     hostname: 'cell', rootSizeBytes: 1 << 20, mounts: [...READ_ONLY_USR, ...KERNEL, probeMount(), ...(more ?? [])], seccomp: null, landlock: null,
-    rlimits: [], uid: 0, gid: 0, ...rest,
+    rlimits: [], userNamespaces: false, uid: 0, gid: 0, ...rest,
   }
 }
 
@@ -299,6 +299,13 @@ t.test('Landlock refuses what no rule allows, and the same acts work without it'
   symlinkSync('/', join(work, 'everything'))
   const bind: Mount = { type: 'bind', source: work, target: '/workspace', readonly: false, recursive: false, idmapOwner: { uid: 0, gid: 0 } }
   t.equal((await run(['dash', '-c', acts], { ...rules([{ path: '/workspace/everything', access: ['read', 'write', 'execute'] }]), more: [bind] })).stdout, '', 'a link that the job left widens no rule')
+})
+
+t.test('a cell can make no user namespace, even where its filter lets it ask, unless the plan says so', async t => {
+  const attempt = ['unshare', '--user', 'true']
+  t.equal(spawnSync(attempt[0]!, attempt.slice(1)).status, 0, 'bare')
+  t.match(await run(attempt, { userNamespaces: true }), { exit: { code: 0 } })
+  t.match(await run(attempt), { exit: { code: 1 }, stderr: /No space left on device/ })
 })
 
 t.test('the seccomp filter is the last thing set: what it refuses was still done before', async t => {

@@ -8,7 +8,7 @@ import { CLIENT } from '../dist/package.js'
 import { compare, rounds, time } from './measure.mjs'
 
 const dir = mkdtempSync(join(tmpdir(), 'ambit-bench-'))
-const daemon = await startPrivateDaemon()
+const daemon = await startPrivateDaemon({ spareCells: 2 })
 try {
   const contract = join(dir, 'true.yaml')
   writeFileSync(contract, `apiVersion: ambit/v1

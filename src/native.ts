@@ -25,7 +25,17 @@ export type Mount =
 
 export type LandlockAccess = 'read' | 'write' | 'execute'
 
+/** What a cell's namespaces take, before anybody knows what will run in them. */
+export type Reservation = {
+  id: string
+  /** Absolute cgroup folders that exist already: the v2 one is entered by CLONE_INTO_CGROUP, v1 ones through their `tasks` file. */
+  cgroups: { v2: string; v1: string[] }
+  /** Host id of the cell's id 0, and how many follow. Never 0. */
+  ids: { base: number; count: number }
+}
+
 export type LaunchPlan = {
+  /** Of a reserved cell. */
   id: string
   argv: string[]
   /** NAME=value */
@@ -34,9 +44,7 @@ export type LaunchPlan = {
   cwd: string
   /** Descriptors of the daemon; duplicated, so the daemon may close them after `prepare` returns. */
   stdio: [number, number, number]
-  /** Absolute cgroup folders that exist already: the v2 one is entered by CLONE_INTO_CGROUP, v1 ones through their `tasks` file. */
-  cgroups: { v2: string; v1: string[] }
-  /** Host id of the cell's id 0, and how many follow. Never 0. */
+  /** As they were reserved. */
   ids: { base: number; count: number }
   hostname: string
   rootSizeBytes: number
@@ -54,10 +62,10 @@ export type LaunchPlan = {
 }
 
 /**
- * A cell built and waiting: nothing of the job has run. All listening sockets live in the cell's network namespace;
+ * A cell's namespaces, with its process 1 waiting for a plan. All listening sockets live in the cell's network namespace;
  * those of IPv6 are -1 on a host without it.
  */
-export type PreparedCell = {
+export type ReservedCell = {
   /** cell-init on the host: process 1 of the cell. */
   pid: number
   pidfd: number
@@ -85,8 +93,10 @@ export type CellExit = {
 }
 
 export interface NativeSpawner {
-  /** Starts the small spawner process. Paths of the built helpers. */
-  prepare(plan: LaunchPlan): Promise<PreparedCell>
+  /** Makes the namespaces of a cell. */
+  reserve(reservation: Reservation): Promise<ReservedCell>
+  /** Builds a reserved cell as planned; nothing of the job runs yet. After a refusal the cell is gone, or of no use: kill its group. */
+  prepare(plan: LaunchPlan): Promise<void>
   /** Lets the command start. */
   go(id: string): void
   /** Sends a signal to the command, or to `all` processes of the cell, through cell-init, which is not otherwise reachable. */
@@ -136,7 +146,7 @@ export type SeccompPlan = {
 }
 
 export interface NativeAddon {
-  /** `onExit` is called once for each cell that was prepared, after the cell's last process is gone. */
+  /** Starts the small spawner process. `onExit` is called once for each reserved cell that no call is waiting for, after its last process is gone. */
   Spawner: new (spawnerPath: string, initPath: string, onExit: (exit: CellExit) => void) => NativeSpawner
   /** A SOCK_SEQPACKET server; `onMessage` owns `fds`. Messages above 256 KiB and more than 8 descriptors are refused. */
   Control: new (path: string, mode: number, gid: number,

@@ -146,6 +146,19 @@ LandlockRule ReadRule(const Napi::Value& value, const std::string& field) {
 
 }  // namespace
 
+Reservation ReadReservation(const Napi::Value& value) {
+  Napi::Object from = ObjectAt(value, "");
+  Reservation reservation;
+  reservation.id = Text(from.Get("id"), "id");
+  Napi::Object cgroups = ObjectAt(from.Get("cgroups"), "cgroups");
+  reservation.cgroup = Text(cgroups.Get("v2"), "cgroups.v2");
+  reservation.v1 = Texts(cgroups.Get("v1"), "cgroups.v1");
+  Napi::Object ids = ObjectAt(from.Get("ids"), "ids");
+  reservation.base = Number32(ids.Get("base"), "ids.base");
+  reservation.count = Number32(ids.Get("count"), "ids.count");
+  return reservation;
+}
+
 Plan ReadLaunchPlan(const Napi::Value& value, std::vector<int>* fds) {
   Napi::Object from = ObjectAt(value, "");
   Plan plan;
@@ -155,9 +168,6 @@ Plan ReadLaunchPlan(const Napi::Value& value, std::vector<int>* fds) {
   plan.cwd = Text(from.Get("cwd"), "cwd");
   ForEach(from.Get("stdio"), "stdio", [&](const Napi::Value& one, const std::string& field) { fds->push_back(Descriptor(one, field)); });
   if (fds->size() != 3) Wrong(value.Env(), "stdio", "three descriptors");
-  Napi::Object cgroups = ObjectAt(from.Get("cgroups"), "cgroups");
-  plan.cgroup = Text(cgroups.Get("v2"), "cgroups.v2");
-  plan.v1 = Texts(cgroups.Get("v1"), "cgroups.v1");
   Napi::Object ids = ObjectAt(from.Get("ids"), "ids");
   plan.base = Number32(ids.Get("base"), "ids.base");
   plan.count = Number32(ids.Get("count"), "ids.count");

@@ -63,7 +63,7 @@ static pid_t Start(Napi::Env env, const std::string& spawner, const std::string&
 
 Napi::Function Spawner::Define(Napi::Env env) {
   return DefineClass(env, "Spawner", {
-    InstanceMethod<&Spawner::Prepare>("prepare"), InstanceMethod<&Spawner::Go>("go"),
+    InstanceMethod<&Spawner::Reserve>("reserve"), InstanceMethod<&Spawner::Prepare>("prepare"), InstanceMethod<&Spawner::Go>("go"),
     InstanceMethod<&Spawner::Signal>("signal"), InstanceMethod<&Spawner::Close>("close"),
   });
 }
@@ -99,7 +99,7 @@ Spawner::Spawner(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Spawner>(inf
       auto heard = std::make_unique<Heard>();
       if (ReceivePacket(listening.get(), &heard->message, sizeof heard->message, &heard->fds) <= 0) break;
       std::string id(TextOf(heard->message.id));
-      if (heard->message.tell == kPrepared && heard->fds.size() >= 2) alive[id] = Fd(fcntl(heard->fds[0].get(), F_DUPFD_CLOEXEC, 0));
+      if (heard->message.tell == kReserved && heard->fds.size() >= 2) alive[id] = Fd(fcntl(heard->fds[0].get(), F_DUPFD_CLOEXEC, 0));
       if (heard->message.tell == kExited) alive.erase(id);
       hand(heard.release());
     }
@@ -142,6 +142,38 @@ static Fd Seal(Napi::Env env, const std::string& bytes) {
   return fd;
 }
 
+static Fd Opened(Napi::Env env, const std::string& path, int flags) {
+  Fd fd(open(path.c_str(), flags | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd) ThrowErrno(env, ("open the cgroup " + path).c_str(), errno);
+  return fd;
+}
+
+Napi::Value Spawner::Reserve(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  auto deferred = Napi::Promise::Deferred::New(env);
+  try {
+    Reservation wanted = ReadReservation(info[0]);
+    if (wanted.id.empty() || wanted.id.size() >= kIdSize) throw Napi::TypeError::New(env, "Reservation.id must have 1 to 63 bytes");
+    if (wanted.v1.size() > kMaxV1Groups) throw Napi::TypeError::New(env, "Reservation.cgroups.v1 must have 32 folders at the most");
+    if (cells_.count(wanted.id) != 0) ThrowErrno(env, ("take the id " + wanted.id).c_str(), EEXIST);
+    std::vector<Fd> opened;
+    opened.push_back(Opened(env, wanted.cgroup, O_PATH | O_DIRECTORY));
+    // The file that v1 has for moving a thread without the lock that `cgroup.procs` takes.
+    for (auto& folder : wanted.v1) opened.push_back(Opened(env, folder + "/tasks", O_WRONLY));
+    std::vector<int> fds;
+    for (auto& fd : opened) fds.push_back(fd.get());
+    AskMessage ask = {kReserve};
+    CopyText(ask.id, wanted.id);
+    ask.base = wanted.base;
+    ask.count = wanted.count;
+    Send(env, ask, fds, "ask ambit-spawner for a cell");
+    cells_[wanted.id].waiting = deferred;
+  } catch (const Napi::Error& error) {
+    deferred.Reject(error.Value());
+  }
+  return deferred.Promise();
+}
+
 Napi::Value Spawner::Prepare(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   auto deferred = Napi::Promise::Deferred::New(env);
@@ -149,7 +181,9 @@ Napi::Value Spawner::Prepare(const Napi::CallbackInfo& info) {
     std::vector<int> given;
     Plan plan = ReadLaunchPlan(info[0], &given);
     if (plan.id.empty() || plan.id.size() >= kIdSize) throw Napi::TypeError::New(env, "LaunchPlan.id must have 1 to 63 bytes");
-    if (preparing_.count(plan.id) != 0 || cells_.count(plan.id) != 0) ThrowErrno(env, ("take the id " + plan.id).c_str(), EEXIST);
+    auto cell = cells_.find(plan.id);
+    if (cell == cells_.end() || !cell->second.reserved) ThrowErrno(env, ("prepare " + plan.id + ": no such cell was reserved").c_str(), ESRCH);
+    if (cell->second.planned) ThrowErrno(env, ("prepare " + plan.id + ": it has its plan").c_str(), EEXIST);
     std::string bytes = Encode(plan);
     if (bytes.size() > kMaxPlanSize) ThrowErrno(env, "encode the plan", E2BIG);
     Fd sealed = Seal(env, bytes);
@@ -158,7 +192,8 @@ Napi::Value Spawner::Prepare(const Napi::CallbackInfo& info) {
     AskMessage ask = {kPrepare};
     CopyText(ask.id, plan.id);
     Send(env, ask, fds, "send the plan to ambit-spawner");
-    preparing_.emplace(plan.id, deferred);
+    cell->second.planned = true;
+    cell->second.waiting = deferred;
   } catch (const Napi::Error& error) {
     deferred.Reject(error.Value());
   }
@@ -167,7 +202,8 @@ Napi::Value Spawner::Prepare(const Napi::CallbackInfo& info) {
 
 void Spawner::Go(const Napi::CallbackInfo& info) {
   std::string id = info[0].ToString();
-  if (cells_.count(id) == 0) ThrowErrno(info.Env(), "let the command start: no such cell", ESRCH);
+  auto cell = cells_.find(id);
+  if (cell == cells_.end() || !cell->second.prepared) ThrowErrno(info.Env(), "let the command start: no such cell is prepared", ESRCH);
   AskMessage ask = {kGo};
   CopyText(ask.id, id);
   Send(info.Env(), ask, {}, "let the command start");
@@ -193,35 +229,47 @@ void Spawner::Close(const Napi::CallbackInfo&) {
   if (socket_) shutdown(socket_.get(), SHUT_WR);
 }
 
+Napi::Promise::Deferred Spawner::Take(Cell& cell) {
+  Napi::Promise::Deferred deferred = *cell.waiting;
+  cell.waiting.reset();
+  return deferred;
+}
+
 void Spawner::Hear(Napi::Env env, Heard& heard) {
   Napi::HandleScope scope(env);
   if (heard.end) return Ended(env);
   const TellMessage& message = heard.message;
   std::string id(TextOf(message.id)), step(TextOf(message.step));
-  auto waiting = preparing_.find(id);
-  if (message.tell == kRefused) {
-    if (waiting == preparing_.end()) return;
-    Napi::Promise::Deferred deferred = waiting->second;
-    preparing_.erase(waiting);
-    deferred.Reject(MakeError(env, step, message.error).Value());
+  auto found = cells_.find(id);
+  if (found == cells_.end()) return;
+  Cell& cell = found->second;
+  if (message.tell == kReserved) {
+    if (cell.reserved || !cell.waiting || heard.fds.size() != 2 + static_cast<size_t>(__builtin_popcount(message.sockets))) return;
+    Napi::Object reserved = Napi::Object::New(env);
+    reserved.Set("pid", message.pid);
+    reserved.Set("pidfd", heard.fds[0].Release());
+    reserved.Set("netns", heard.fds[1].Release());
+    size_t at = 2;
+    const char* names[kSocketCount] = {"relay4", "relay6", "dnsUdp4", "dnsUdp6", "dnsTcp4", "dnsTcp6"};
+    for (int i = 0; i < kSocketCount; i++) reserved.Set(names[i], (message.sockets >> i & 1) != 0 ? heard.fds[at++].Release() : -1);
+    cell.reserved = true;
+    Take(cell).Resolve(reserved);
     return;
   }
   if (message.tell == kPrepared) {
-    if (waiting == preparing_.end() || heard.fds.size() != 2 + static_cast<size_t>(__builtin_popcount(message.sockets))) return;
-    Napi::Object cell = Napi::Object::New(env);
-    cell.Set("pid", message.pid);
-    cell.Set("pidfd", heard.fds[0].Release());
-    cell.Set("netns", heard.fds[1].Release());
-    size_t at = 2;
-    const char* names[kSocketCount] = {"relay4", "relay6", "dnsUdp4", "dnsUdp6", "dnsTcp4", "dnsTcp6"};
-    for (int i = 0; i < kSocketCount; i++) cell.Set(names[i], (message.sockets >> i & 1) != 0 ? heard.fds[at++].Release() : -1);
-    Napi::Promise::Deferred deferred = waiting->second;
-    preparing_.erase(waiting);
-    cells_.emplace(id, message.pid);
-    deferred.Resolve(cell);
+    if (!cell.planned || !cell.waiting) return;
+    cell.prepared = true;
+    Take(cell).Resolve(env.Undefined());
     return;
   }
-  if (message.tell != kExited || cells_.erase(id) == 0) return;
+  if (message.tell != kRefused && message.tell != kExited) return;
+  Cell ended = std::move(cell);
+  cells_.erase(found);
+  // Whoever waits for it hears it there; a cell that is waited for by nobody has its end told.
+  if (ended.waiting) {
+    Take(ended).Reject(MakeError(env, step, message.error).Value());
+    return;
+  }
   Napi::Object exit = Napi::Object::New(env);
   exit.Set("id", id);
   bool failed = message.error != 0;
@@ -244,9 +292,9 @@ void Spawner::Hear(Napi::Env env, Heard& heard) {
 void Spawner::Ended(Napi::Env env) {
   closed_ = true;
   socket_.Reset();
-  auto refused = std::move(preparing_);
-  preparing_.clear();
-  for (auto& [id, deferred] : refused) deferred.Reject(MakeError(env, "keep ambit-spawner running: it was killed or ended", ECHILD).Value());
+  auto left = std::move(cells_);
+  cells_.clear();
+  for (auto& [id, cell] : left) if (cell.waiting) cell.waiting->Reject(MakeError(env, "keep ambit-spawner running: it was killed or ended", ECHILD).Value());
   Unref();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <napi.h>
 #include <map>
+#include <optional>
 #include <string>
 #include "addon.hpp"
 #include "common/fd.hpp"
@@ -15,7 +16,13 @@ class Spawner : public Napi::ObjectWrap<Spawner> {
 
  private:
   struct Heard;
+  struct Cell {
+    bool reserved = false, planned = false, prepared = false;
+    // Of the call that is under way.
+    std::optional<Napi::Promise::Deferred> waiting;
+  };
 
+  Napi::Value Reserve(const Napi::CallbackInfo& info);
   Napi::Value Prepare(const Napi::CallbackInfo& info);
   void Go(const Napi::CallbackInfo& info);
   void Signal(const Napi::CallbackInfo& info);
@@ -24,10 +31,10 @@ class Spawner : public Napi::ObjectWrap<Spawner> {
   void Send(Napi::Env env, const ambit::AskMessage& message, const std::vector<int>& fds, const char* what);
   void Hear(Napi::Env env, Heard& heard);
   void Ended(Napi::Env env);
+  static Napi::Promise::Deferred Take(Cell& cell);
 
   ambit::Fd socket_;
   bool closed_ = false;
   Napi::FunctionReference on_exit_;
-  std::map<std::string, Napi::Promise::Deferred> preparing_;
-  std::map<std::string, int> cells_;  // prepared, and their process 1
+  std::map<std::string, Cell> cells_;
 };

@@ -10,7 +10,6 @@
 namespace ambit {
 
 constexpr size_t kMaxMounts = 8192;
-constexpr size_t kMaxV1Groups = 32;
 constexpr size_t kMaxRules = 65536;
 constexpr size_t kFilterInstruction = 8;  // struct sock_filter
 constexpr size_t kMaxFilter = 4096 * kFilterInstruction;  // BPF_MAXINSNS
@@ -39,14 +38,13 @@ inline bool IsInside(std::string_view path, std::string_view folder) {
 
 inline bool IsWritableBind(const MountStep& mount) { return mount.type == kBind && (mount.flags & kReadonly) == 0 && (mount.flags & kDevice) == 0; }
 
+// A host id of 0 in the map would make the job root on the host wherever the kernel asks only for the id.
+inline bool IsIdRange(uint32_t base, uint32_t count) { return base != 0 && count >= 2 && count <= UINT32_MAX - base; }
+
 // An empty string, or what is wrong. `given`: descriptors that came for binds.
 inline std::string WhatIsWrong(const Plan& p, size_t given) {
   if (p.id.empty() || p.id.size() >= kIdSize || !IsText(p.id) || p.id.find('/') != std::string::npos) return "the id";
-  if (!IsPlainPath(p.cgroup)) return "the v2 cgroup";
-  if (p.v1.size() > kMaxV1Groups) return "the number of v1 cgroups";
-  for (auto& folder : p.v1) if (!IsPlainPath(folder)) return "a v1 cgroup";
-  // A host id of 0 in the map would make the job root on the host wherever the kernel asks only for the id.
-  if (p.base == 0 || p.count < 2 || p.count > UINT32_MAX - p.base) return "the range of ids";
+  if (!IsIdRange(p.base, p.count)) return "the range of ids";
   if (p.uid >= p.count - 1 || p.gid >= p.count - 1) return "the ids of the command: the last one is cell-init's";
   if (p.hostname.empty() || p.hostname.size() > 64 || !IsText(p.hostname)) return "the host name";
   if (p.root_size < 65536) return "the size of the root";

@@ -15,17 +15,21 @@ constexpr uint32_t kMaxPlanSize = 8 * 1024 * 1024;
 // The listening sockets of a cell, in the order in which they are sent. A host without IPv6 lacks every second one.
 enum ListeningSocket : int { kRelay4, kRelay6, kDnsUdp4, kDnsUdp6, kDnsTcp4, kDnsTcp6, kSocketCount };
 
-// addon → spawner. kPrepare comes with the plan's memfd, stdin, stdout, stderr, then the binds' descriptors.
-enum Ask : uint32_t { kPrepare = 1, kGo = 2, kSignal = 3, kSignalAll = 4 };
+// addon → spawner. kReserve comes with the v2 cgroup's folder and the `tasks` file of each v1 one; kPrepare with the plan's
+// memfd, stdin, stdout, stderr, then the binds' descriptors.
+enum Ask : uint32_t { kReserve = 1, kPrepare = 2, kGo = 3, kSignal = 4, kSignalAll = 5 };
 constexpr int kPlanDescriptors = 4;
+constexpr size_t kMaxV1Groups = 32;
 struct AskMessage {
   uint32_t ask;
   char id[kIdSize];
   int32_t signal;
+  uint32_t base, count;  // kReserve: host ids of the cell
 };
 
-// spawner → addon. kPrepared comes with pidfd, netns and the sockets whose bit is set.
-enum Tell : uint32_t { kPrepared = 1, kRefused = 2, kExited = 3 };
+// spawner → addon. kReserved comes with pidfd, netns and the sockets whose bit is set. kRefused: it was never reserved.
+// Whatever ends a cell after that is told by kExited, once.
+enum Tell : uint32_t { kReserved = 1, kPrepared = 2, kRefused = 3, kExited = 4 };
 struct TellMessage {
   uint32_t tell;
   char id[kIdSize];
@@ -37,9 +41,9 @@ struct TellMessage {
   uint64_t user_us, system_us, max_rss_kib;
 };
 
-// spawner → init. kStart once the ids are mapped, read before init is executed; kPlan with the plan's memfd; kTrees with
-// detached mounts; kBuild when all of them were sent; kRun to let the command start; kDeliver: a signal for it; kDeliverAll: for all
-// of the cell.
+// spawner → init. kStart once the ids are mapped, read before init is executed; kPlan with the plan's memfd, stdin, stdout
+// and stderr; kTrees with detached mounts; kBuild when all of them were sent; kRun to let the command start; kDeliver: a signal
+// for it; kDeliverAll: for all of the cell.
 enum Order : uint32_t { kStart = 1, kPlan = 2, kTrees = 3, kBuild = 4, kRun = 5, kDeliver = 6, kDeliverAll = 7 };
 struct OrderMessage {
   uint32_t order;
@@ -48,9 +52,9 @@ struct OrderMessage {
   uint16_t mount[kMaxDescriptors];  // kTrees: which mount of the plan each one is for
 };
 
-// init → spawner. kReady comes with the sockets whose bit is set; kEnded tells init's own use of the processor,
-// which is not the command's.
-enum Report : uint32_t { kReady = 1, kFailed = 2, kEnded = 3 };
+// init → spawner. kListening, the namespaces are set up, comes with the sockets whose bit is set; kReady: built as planned;
+// kEnded tells init's own use of the processor, which is not the command's.
+enum Report : uint32_t { kListening = 1, kReady = 2, kFailed = 3, kEnded = 4 };
 struct ReportMessage {
   uint32_t report;
   int32_t status;

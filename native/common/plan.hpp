@@ -34,9 +34,7 @@ struct LandlockRule { std::string path; uint32_t access; };
 
 struct Plan {
   std::string id;
-  std::string cgroup;                 // v2 folder
-  std::vector<std::string> v1;        // v1 folders
-  uint32_t base = 0, count = 0;       // host ids of the cell
+  uint32_t base = 0, count = 0;       // host ids of the cell, as they were reserved
   std::string hostname;
   uint64_t root_size = 0;
   uint32_t uid = 0, gid = 0;          // in the cell
@@ -97,7 +95,7 @@ class Reader {
 inline std::string Encode(const Plan& p) {
   Writer w;
   auto list = [&](const std::vector<std::string>& items) { w.U32(items.size()); for (auto& item : items) w.Str(item); };
-  w.U32(kPlanMagic); w.Str(p.id); w.Str(p.cgroup); list(p.v1); w.U32(p.base); w.U32(p.count); w.Str(p.hostname); w.U64(p.root_size);
+  w.U32(kPlanMagic); w.Str(p.id); w.U32(p.base); w.U32(p.count); w.Str(p.hostname); w.U64(p.root_size);
   w.U32(p.uid); w.U32(p.gid); w.Str(p.cwd); list(p.argv); list(p.env);
   w.U32(p.rlimits.size());
   for (auto& r : p.rlimits) { w.U32(r.resource); w.U64(r.soft); w.U64(r.hard); }
@@ -117,7 +115,7 @@ inline bool Decode(const char* data, size_t size, Plan* p) {
   Reader r(data, size);
   auto list = [&](std::vector<std::string>* items) { for (uint32_t n = r.Count(); n > 0 && r.ok(); n--) items->push_back(r.Str()); };
   if (r.U32() != kPlanMagic) return false;
-  p->id = r.Str(); p->cgroup = r.Str(); list(&p->v1); p->base = r.U32(); p->count = r.U32(); p->hostname = r.Str(); p->root_size = r.U64();
+  p->id = r.Str(); p->base = r.U32(); p->count = r.U32(); p->hostname = r.Str(); p->root_size = r.U64();
   p->uid = r.U32(); p->gid = r.U32(); p->cwd = r.Str(); list(&p->argv); list(&p->env);
   for (uint32_t n = r.Count(); n > 0 && r.ok(); n--) { Rlimit l; l.resource = r.U32(); l.soft = r.U64(); l.hard = r.U64(); p->rlimits.push_back(l); }
   for (uint32_t n = r.Count(); n > 0 && r.ok(); n--) {

@@ -69,8 +69,9 @@ static Work Receive() {
     int got = ReceivePacket(kSpawner, &order, sizeof order, &fds);
     if (got == 0) _exit(1);
     Must(got, "listen to the spawner");
-    if (order.order == kPlan && fds.size() == 1) {
+    if (order.order == kPlan && fds.size() == 4 && !planned) {
       work.plan = ReadPlan(fds[0].get());
+      for (int i = 0; i < 3; i++) Must(dup2(fds[i + 1].get(), i), "take the command's stdio");
       planned = true;
     } else if (order.order == kTrees && order.count == fds.size() && order.count <= kMaxDescriptors) {
       for (size_t i = 0; i < fds.size(); i++) work.trees[order.mount[i]] = std::move(fds[i]);
@@ -96,20 +97,25 @@ static void BecomeOwnUser(uint32_t id) {
   Must(prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "end with the spawner");
 }
 
-static void Build(Work work) {
+// What takes no plan: done ahead for cells that nobody has asked for yet.
+static void SetUpNamespaces() {
   // Now that the cgroups are entered: the namespace's roots are those of whoever makes it.
   Must(unshare(CLONE_NEWCGROUP), "make the cgroup namespace");
-  Sockets sockets = SetUpNetwork();
-  BuildRoot(work.plan, std::move(work.trees));
-  Must(sethostname(work.plan.hostname.data(), work.plan.hostname.size()), "set the host name");
   Must(setsid(), "make a session");
   if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, nullptr) < 0 && errno != ENOSYS) Must(-1, "join a new session keyring");
-  BecomeOwnUser(work.plan.count - 1);
-  ReportMessage ready = {kReady};
-  ready.sockets = sockets.mask;
+  Sockets sockets = SetUpNetwork();
+  ReportMessage listening = {kListening};
+  listening.sockets = sockets.mask;
   std::vector<int> fds;
   for (auto& socket : sockets.fds) fds.push_back(socket.get());
-  Say(ready, fds);
+  Say(listening, fds);
+}
+
+static void Build(Work work) {
+  BuildRoot(work.plan, std::move(work.trees));
+  Must(sethostname(work.plan.hostname.data(), work.plan.hostname.size()), "set the host name");
+  BecomeOwnUser(work.plan.count - 1);
+  Say({kReady});
 }
 
 // Reaps whatever ended; returns whether the command did, and its status.
@@ -175,6 +181,7 @@ int main() {
   umask(0);
   try {
     Must(static_cast<int>(syscall(SYS_close_range, kSpawner + 1, ~0U, 0)), "close what was inherited");
+    SetUpNamespaces();
     Work work = Receive();
     Plan plan = work.plan;
     Build(std::move(work));

@@ -52,9 +52,11 @@ void Cells::Tell(const TellMessage& message, const std::vector<int>& fds) {
 
 void Cells::Take(const AskMessage& ask, std::vector<Fd> fds) {
   std::string id(TextOf(ask.id));
-  if (ask.ask == kPrepare) return Prepare(id, std::move(fds));
+  if (ask.ask == kReserve) return Reserve(ask, std::move(fds));
   Cell* cell = Find(id);
-  if (cell == nullptr || !cell->prepared) return;
+  if (cell == nullptr || !cell->reserved) return;
+  if (ask.ask == kPrepare && !cell->planned) return Prepare(*cell, std::move(fds));
+  if (!cell->prepared) return;
   if (ask.ask == kGo && !cell->running) {
     cell->running = true;
     Order(*cell, kRun, 0);
@@ -63,31 +65,28 @@ void Cells::Take(const AskMessage& ask, std::vector<Fd> fds) {
   if (ask.ask == kSignalAll && cell->running) Order(*cell, kDeliverAll, ask.signal);
 }
 
-void Cells::Prepare(const std::string& id, std::vector<Fd> fds) {
+void Cells::Reserve(const AskMessage& ask, std::vector<Fd> fds) {
+  std::string id(TextOf(ask.id));
   try {
     if (broken_) throw *broken_;
-    if (fds.size() < kPlanDescriptors) Fail("read the plan: descriptors are missing", EBADF);
-    if (Find(id) != nullptr) Fail("take the id " + id + ": a cell has it", EEXIST);
-    std::vector<Fd> given(std::make_move_iterator(fds.begin() + kPlanDescriptors), std::make_move_iterator(fds.end()));
-    fds.resize(kPlanDescriptors);
-    Plan plan = ReadPlan(fds[0].get(), given.size());
-    if (plan.id != id) Fail("accept the plan: it is for another cell", EINVAL);
-    std::vector<Tree> trees = OpenTrees(plan, given, owners_);
-    given.clear();
-
+    if (id.empty() || Find(id) != nullptr) Fail("take the id " + id + ": a cell has it", EEXIST);
+    if (!IsIdRange(ask.base, ask.count)) Fail("take the range of ids", EINVAL);
+    if (fds.empty() || fds.size() > 1 + kMaxV1Groups) Fail("enter the cgroups: descriptors are missing", EBADF);
+    Launch launch = {image_.get(), -1, fds[0].get(), ask.base, {}};
+    MustBeCgroup(fds[0].get(), 2);
+    for (size_t i = 1; i < fds.size(); i++) {
+      MustBeCgroup(fds[i].get(), 1);
+      launch.tasks.push_back(fds[i].get());
+    }
     int ends[2];
     Must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), "make the socket to cell-init");
     Fd ours(ends[0]), theirs(ends[1]);
-    Fd cgroup = OpenCgroup(plan.cgroup);
-    std::vector<Fd> tasks;
-    Launch launch = {image_.get(), theirs.get(), {fds[1].get(), fds[2].get(), fds[3].get()}, cgroup.get(), plan.base, {}};
-    for (auto& folder : plan.v1) {
-      tasks.push_back(OpenTasks(folder));
-      launch.tasks.push_back(tasks.back().get());
-    }
+    launch.control = theirs.get();
     Cell& cell = cells_.emplace_back();
     cell.id = id;
     cell.control = std::move(ours);
+    cell.base = ask.base;
+    cell.count = ask.count;
     try {
       cell.pid = StartInit(launch, &cell.pidfd);
     } catch (...) {
@@ -96,27 +95,12 @@ void Cells::Prepare(const std::string& id, std::vector<Fd> fds) {
     }
     // From here on a failure is told by Reap, when nothing of the cell is left.
     try {
-      WriteIdMap(proc_, cell.pid, "uid_map", 0, plan.base, plan.count);
-      WriteIdMap(proc_, cell.pid, "gid_map", 0, plan.base, plan.count);
+      WriteIdMap(proc_, cell.pid, "uid_map", 0, ask.base, ask.count);
+      WriteIdMap(proc_, cell.pid, "gid_map", 0, ask.base, ask.count);
       OrderMessage order = {kStart};
       Must(SendPacket(cell.control.get(), &order, sizeof order), "start cell-init");
-      order = {kPlan};
-      Must(SendPacket(cell.control.get(), &order, sizeof order, {fds[0].get()}), "send the plan to cell-init");
-      for (size_t at = 0; at < trees.size();) {
-        order = {kTrees};
-        std::vector<int> batch;
-        for (; at < trees.size() && batch.size() < kMaxDescriptors; at++) {
-          order.mount[batch.size()] = trees[at].mount;
-          batch.push_back(trees[at].fd.get());
-        }
-        order.count = batch.size();
-        Must(SendPacket(cell.control.get(), &order, sizeof order, batch), "send mounts to cell-init");
-      }
-      order = {kBuild};
-      Must(SendPacket(cell.control.get(), &order, sizeof order), "start the building");
     } catch (const Failure& failure) {
-      cell.failure = failure;
-      Kill(cell.pidfd.get());
+      Break(cell, failure);
     }
   } catch (const Failure& failure) {
     fds.clear();
@@ -128,25 +112,64 @@ void Cells::Prepare(const std::string& id, std::vector<Fd> fds) {
   }
 }
 
+void Cells::Prepare(Cell& cell, std::vector<Fd> fds) {
+  cell.planned = true;
+  try {
+    if (fds.size() < kPlanDescriptors) Fail("read the plan: descriptors are missing", EBADF);
+    std::vector<Fd> given(std::make_move_iterator(fds.begin() + kPlanDescriptors), std::make_move_iterator(fds.end()));
+    fds.resize(kPlanDescriptors);
+    Plan plan = ReadPlan(fds[0].get(), given.size());
+    if (plan.id != cell.id || plan.base != cell.base || plan.count != cell.count) Fail("accept the plan: it is for another cell", EINVAL);
+    std::vector<Tree> trees = OpenTrees(plan, given, owners_);
+    OrderMessage order = {kPlan};
+    Must(SendPacket(cell.control.get(), &order, sizeof order, {fds[0].get(), fds[1].get(), fds[2].get(), fds[3].get()}), "send the plan to cell-init");
+    for (size_t at = 0; at < trees.size();) {
+      order = {kTrees};
+      std::vector<int> batch;
+      for (; at < trees.size() && batch.size() < kMaxDescriptors; at++) {
+        order.mount[batch.size()] = trees[at].mount;
+        batch.push_back(trees[at].fd.get());
+      }
+      order.count = batch.size();
+      Must(SendPacket(cell.control.get(), &order, sizeof order, batch), "send mounts to cell-init");
+    }
+    order = {kBuild};
+    Must(SendPacket(cell.control.get(), &order, sizeof order), "start the building");
+  } catch (const Failure& failure) {
+    Break(cell, failure);
+  }
+}
+
+void Cells::Break(Cell& cell, const Failure& failure) {
+  if (!cell.failure) cell.failure = failure;
+  Kill(cell.pidfd.get());
+}
+
 void Cells::Order(Cell& cell, uint32_t order, int signal) {
   OrderMessage message = {order, signal};
   // Never wait for a cell: one whose queue is full of signals misses some.
   if (SendPacket(cell.control.get(), &message, sizeof message, {}, MSG_DONTWAIT) < 0 && order == kRun) Kill(cell.pidfd.get());
 }
 
-void Cells::Ready(Cell& cell, uint32_t mask, std::vector<Fd> fds) {
+void Cells::Reserved(Cell& cell, uint32_t mask, std::vector<Fd> fds) {
   Fd netns(ioctl(fds[0].get(), SIOCGSKNS));
   Must(netns.get(), "open the cell's network namespace");
-  TellMessage message = {kPrepared};
+  TellMessage message = {kReserved};
   CopyText(message.id, cell.id);
   message.pid = cell.pid;
-  message.status = -1;
   message.sockets = mask;
   std::vector<int> handed = {cell.pidfd.get(), netns.get()};
   for (auto& socket : fds) handed.push_back(socket.get());
-  cell.prepared = true;
+  cell.reserved = true;
   cell.sockets = std::move(fds);
   Tell(message, handed);
+}
+
+void Cells::Prepared(Cell& cell) {
+  TellMessage message = {kPrepared};
+  CopyText(message.id, cell.id);
+  cell.prepared = true;
+  Tell(message);
 }
 
 bool Cells::Listen(Cell& cell) {
@@ -164,17 +187,19 @@ bool Cells::Listen(Cell& cell) {
   cell.own_user_us = report.user_us;
   cell.own_system_us = report.system_us;
   try {
-    if (report.report == kReady) {
-      if (cell.prepared || fds.empty() || static_cast<size_t>(__builtin_popcount(report.sockets)) != fds.size() || report.sockets >> kSocketCount != 0) Fail("understand cell-init", EPROTO);
-      Ready(cell, report.sockets, std::move(fds));
+    if (report.report == kListening) {
+      if (cell.reserved || fds.empty() || static_cast<size_t>(__builtin_popcount(report.sockets)) != fds.size() || report.sockets >> kSocketCount != 0) Fail("understand cell-init", EPROTO);
+      Reserved(cell, report.sockets, std::move(fds));
+    } else if (report.report == kReady) {
+      if (!cell.planned || cell.prepared) Fail("understand cell-init", EPROTO);
+      Prepared(cell);
     } else if (report.report == kFailed) {
       Fail(std::string(TextOf(report.step)), report.error != 0 ? report.error : EIO);
     } else if (report.report == kEnded) {
       cell.status = report.status;
     }
   } catch (const Failure& failure) {
-    if (!cell.failure) cell.failure = failure;
-    Kill(cell.pidfd.get());
+    Break(cell, failure);
   }
   return true;
 }
@@ -188,7 +213,7 @@ void Cells::Reap(Cell& cell) {
   pid_t got;
   do got = wait4(cell.pid, &status, 0, &usage);
   while (got < 0 && errno == EINTR);
-  TellMessage message = {cell.prepared ? kExited : kRefused};
+  TellMessage message = {cell.reserved ? kExited : kRefused};
   CopyText(message.id, cell.id);
   message.pid = cell.pid;
   message.status = cell.status;
@@ -218,15 +243,10 @@ void Cells::Watch(std::vector<struct pollfd>* polls) const {
   }
 }
 
-void Cells::Serve(const std::vector<struct pollfd>& polls) {
-  auto came = [&](int fd) {
-    if (fd < 0) return false;
-    for (auto& poll : polls) if (poll.fd == fd) return poll.revents != 0;
-    return false;
-  };
-  for (auto at = cells_.begin(); at != cells_.end();) {
-    bool ended = came(at->pidfd.get());
-    if (!ended && came(at->control.get())) Listen(*at);
+void Cells::Serve(const struct pollfd* polls) {
+  for (auto at = cells_.begin(); at != cells_.end(); polls += 2) {
+    bool ended = polls[0].revents != 0;
+    if (!ended && polls[1].revents != 0) Listen(*at);
     if (!ended) { ++at; continue; }
     Reap(*at);
     at = cells_.erase(at);

@@ -20,9 +20,9 @@ class Cells {
   Cells(int addon, int proc, Fd image, std::optional<Failure> broken) : addon_(addon), proc_(proc), image_(std::move(image)), broken_(std::move(broken)), owners_(proc) {}
 
   void Take(const AskMessage& ask, std::vector<Fd> fds);
-  // What to wait for, and what to do about what came.
+  // What to wait for, and what to do about what came: `polls` are those that Watch added, and no cell was taken since.
   void Watch(std::vector<struct pollfd>* polls) const;
-  void Serve(const std::vector<struct pollfd>& polls);
+  void Serve(const struct pollfd* polls);
   // Kills every cell and tells each one's end.
   void EndAll();
 
@@ -32,8 +32,9 @@ class Cells {
     pid_t pid = -1;
     Fd pidfd;
     Fd control;
-    bool prepared = false;
-    bool running = false;
+    uint32_t base = 0, count = 0;
+    // Its namespaces stand; a plan was sent; it is built as planned; the command was let go.
+    bool reserved = false, planned = false, prepared = false, running = false;
     // Held as long as the cell lives, so that no job can take their place while the daemon is away.
     std::vector<Fd> sockets;
     std::optional<Failure> failure;
@@ -41,11 +42,15 @@ class Cells {
     uint64_t own_user_us = 0, own_system_us = 0;
   };
 
-  void Prepare(const std::string& id, std::vector<Fd> fds);
+  void Reserve(const AskMessage& ask, std::vector<Fd> fds);
+  void Prepare(Cell& cell, std::vector<Fd> fds);
+  // Ends a cell that cannot go on; Reap tells why.
+  void Break(Cell& cell, const Failure& failure);
   void Order(Cell& cell, uint32_t order, int signal);
   // Takes one message from cell-init; false if there was none.
   bool Listen(Cell& cell);
-  void Ready(Cell& cell, uint32_t mask, std::vector<Fd> fds);
+  void Reserved(Cell& cell, uint32_t mask, std::vector<Fd> fds);
+  void Prepared(Cell& cell);
   void Reap(Cell& cell);
   void Tell(const TellMessage& message, const std::vector<int>& fds = {});
   Cell* Find(std::string_view id);

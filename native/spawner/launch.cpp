@@ -17,7 +17,6 @@
 #include <cstdlib>
 #include "common/failure.hpp"
 #include "common/messages.hpp"
-#include "common/mount-api.hpp"
 
 #ifndef MFD_EXEC  // Linux 6.3
 #define MFD_EXEC 0x0010U
@@ -48,25 +47,10 @@ Fd SealedCopy(const char* path) {
   return copy;
 }
 
-static void MustBe(int fd, long magic, const std::string& path) {
+void MustBeCgroup(int fd, int version) {
   struct statfs status;
-  Must(fstatfs(fd, &status), "look at", path);
-  if (status.f_type != magic) Fail("enter " + path + ": it is no such cgroup", EINVAL);
-}
-
-Fd OpenCgroup(const std::string& folder) {
-  Fd fd(OpenAt2(AT_FDCWD, folder.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC, RESOLVE_NO_MAGICLINKS));
-  Must(fd.get(), "open the cgroup", folder);
-  MustBe(fd.get(), CGROUP2_SUPER_MAGIC, folder);
-  return fd;
-}
-
-Fd OpenTasks(const std::string& folder) {
-  std::string path = folder + "/tasks";
-  Fd fd(OpenAt2(AT_FDCWD, path.c_str(), O_WRONLY | O_CLOEXEC, RESOLVE_NO_MAGICLINKS));
-  Must(fd.get(), "open", path);
-  MustBe(fd.get(), CGROUP_SUPER_MAGIC, path);
-  return fd;
+  Must(fstatfs(fd, &status), "look at a cgroup");
+  if (status.f_type != (version == 2 ? CGROUP2_SUPER_MAGIC : CGROUP_SUPER_MAGIC)) Fail("enter a cgroup: the descriptor is of none", EINVAL);
 }
 
 // From here to the exec: only calls that are safe between clone and exec, and nothing that allocates.
@@ -100,7 +84,8 @@ static void KeepKillable() {
   if (syscall(SYS_setgroups, 0, nullptr) < 0) Die(launch.control, "drop the groups");
   if (syscall(SYS_setresgid, 0, 0, 0) < 0) Die(launch.control, "become group 0 of the cell");
   if (syscall(SYS_setresuid, 0, 0, 0) < 0) Die(launch.control, "become user 0 of the cell");
-  for (int i = 0; i < 3; i++) if (dup2(launch.stdio[i], i) < 0) Die(launch.control, "hand over stdio");
+  // The command's come with the plan.
+  for (int i = 1; i < 3; i++) if (dup2(0, i) < 0) Die(launch.control, "let go of the spawner's output");
   if (dup2(launch.control, 3) < 0) Die(launch.control, "hand over the control socket");
   KeepKillable();
   char name[] = "ambit-init";

@@ -13,18 +13,16 @@ Fd SealedCopy(const char* path);
 struct Launch {
   int image;      // of cell-init
   int control;    // init's end of its socket
-  int stdio[3];
   int cgroup;     // v2 folder
   uid_t base;     // host id of the cell's id 0
-  std::vector<int> tasks;  // `tasks` files of the v1 folders
+  std::vector<int> tasks;  // `tasks` files of the v1 folders, open for writing
 };
 
 // Starts process 1 of a cell in namespaces of its own. It waits for kStart on its socket, which must not be sent before
-// the ids are mapped, then executes cell-init with the socket as descriptor 3 and nothing else but stdio.
+// the ids are mapped, then executes cell-init with the socket as descriptor 3, and the spawner's stdin for all of stdio.
 pid_t StartInit(const Launch& launch, Fd* pidfd);
 
-// Opened and known to be of the right hierarchy.
-Fd OpenCgroup(const std::string& folder);
-Fd OpenTasks(const std::string& folder);
+// Throws unless the descriptor is of a cgroup hierarchy of that version.
+void MustBeCgroup(int fd, int version);
 
 }  // namespace ambit

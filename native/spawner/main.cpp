@@ -74,7 +74,7 @@ int main(int argc, char** argv) {
       if (errno == EINTR) continue;
       break;
     }
-    cells.Serve(polls);
+    cells.Serve(polls.data() + 1);
     if (polls[0].revents == 0) continue;
     AskMessage ask;
     std::vector<Fd> fds;

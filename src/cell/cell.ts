@@ -3,34 +3,25 @@ import { arch, constants, hostname, release } from 'node:os'
 import { dirname } from 'node:path'
 import { ttlSeconds, type Contract } from '../contract/schema.ts'
 import { contractDigest } from '../contract/write.ts'
-import { AmbitError } from '../errors.ts'
+import type { ApiReader } from '../evidence/api.ts'
 import type { EvidenceBody, HookReport } from '../evidence/records.ts'
-import type { Probes } from '../evidence/probes.ts'
 import type { CellLog } from '../evidence/store.ts'
-import type { CellExit, NativeAddon, NativeSpawner, PreparedCell } from '../native.ts'
+import type { NativeAddon } from '../native.ts'
 import { openEgress, type Egress } from '../network/egress.ts'
-import type { Cgroups } from './cgroup.ts'
-import { heldLimits, limitNotice, limitRecords, named, running } from './limits.ts'
+import { asCellError, launchFailure } from './failure.ts'
+import { limitNotice, limitRecords, named, running } from './limits.ts'
 import { launchPlan, type PlanRequest } from './plan.ts'
+import type { CellHost, Reserved } from './reserve.ts'
 import { linksFollowed, realpathOrNull } from './root.ts'
 
-export type CellRequest = Omit<PlanRequest, 'cgroups'> & {
+export type CellRequest = Omit<PlanRequest, 'id' | 'slot'> & {
   /** What happened with credentials before the start: part of the evidence. */
   credentials: EvidenceBody[]
   credentialHooks: HookReport[]
   /** host or host:port of the APIs whose calls are to be seen; empty: TLS is not looked at. */
   apiHosts: readonly string[]
-}
-
-export type CellHost = {
-  native: NativeAddon
-  spawner: NativeSpawner
-  cgroups: Cgroups
-  probes: Probes
-  /** Resolves when the spawner reports the cell's end. */
-  exitOf(id: string): Promise<CellExit>
-  /** The cell was never built: nobody waits for its end. */
-  forget(id: string): void
+  /** What is held, and what not, of the limits that the contract asks for. */
+  limitEnforcers: { name: string; state: string }[]
 }
 
 export type EndReason = Extract<EvidenceBody, { type: 'cell.ended' }>['reason']
@@ -42,6 +33,8 @@ export type Cell = {
   signal(signal: number): void
   /** Ends every process of the cell; the end is reported with this reason. */
   kill(reason: EndReason): void
+  /** Resolves once none of the cell's processes is left: soon where nothing but the command's end is to be told. */
+  exited: Promise<CellEnd>
   /** Resolves once nothing of the cell is left but its evidence, to which `beforeLast` may still add. */
   ended: Promise<CellEnd>
 }
@@ -50,58 +43,47 @@ export type Cell = {
 const GRACE_MS = 3000
 
 /**
- * Builds a cell, lets it go and follows it to its end. The log gets everything from `cell.started` to `cell.ended`;
- * whatever fails before the command starts leaves nothing behind and throws.
+ * Makes a reserved cell what its contract says, lets it go and follows it to its end. The log gets everything from
+ * `cell.started` to `cell.ended`; whatever fails before the command starts leaves nothing behind and throws.
  */
-export async function startCell(host: CellHost, request: CellRequest, log: CellLog, revoke: () => Promise<EvidenceBody[]>): Promise<Cell> {
-  const { id, contract } = request
-  const { limits, enforcers: limitEnforcers } = heldLimits(contract, host.cgroups, contract.spec.workspace === 'none' ? null : request.workspace)
+export async function startCell(host: CellHost, reserved: Reserved, request: CellRequest, log: CellLog, revoke: () => Promise<EvidenceBody[]>): Promise<Cell> {
+  const { id, slot, cgroup } = reserved
+  const { contract } = request
   const started = Date.now()
-  const undo: (() => unknown)[] = []
-  const rollback = async (): Promise<void> => {
-    host.forget(id)
-    for (const step of undo.reverse()) await step()
-  }
 
-  let prepared: PreparedCell
-  let egress: Egress
-  let cgroup: ReturnType<Cgroups['createCell']>
-  let relay: number
-  const exit = host.exitOf(id)
+  let egress: Egress | undefined
   try {
-    cgroup = host.cgroups.createCell(id, limits)
-    undo.push(() => host.cgroups.removeCell(id))
     const opened: number[] = []
+    let built: Promise<void>
     try {
-      prepared = await host.spawner.prepare(launchPlan(host.native, { ...request, cgroups: { v2: cgroup.v2, v1: cgroup.v1 } }, opened))
+      built = host.spawner.prepare(launchPlan(host.native, { ...request, id, slot }, opened))
     } finally {
       for (const fd of opened) closeSync(fd)
     }
-    const { pidfd, netns, relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6 } = prepared
-    // The egress owns the sockets from the moment that it is asked to open, whether it can or not.
-    let sockets = [relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6].filter(fd => fd >= 0)
-    undo.push(() => { for (const fd of [pidfd, netns, ...sockets]) closeSync(fd) }, () => host.cgroups.killCell(id))
-    await host.probes.addCell(cgroup.id, prepared.pid, request.apiHosts)
-    undo.push(() => host.probes.removeCell(cgroup.id))
-    relay = host.probes.attachRelay(prepared.netns, prepared.relay4, prepared.relay6)
-    undo.push(() => host.probes.detachRelay(relay))
-    sockets = []
-    egress = await openEgress({
-      sockets: prepared, grants: contract.spec.authority.network, hosts: contract.spec.hosts, mode: contract.spec.mode,
-      emit: body => log.append(body),
-    })
-    undo.push(() => egress.close())
+    // While the spawner and the cell's process 1 are at work.
+    const opening = (async () => {
+      host.probes.watch(cgroup.id, await apiReader(request.apiHosts))
+      // The egress owns the sockets from the moment that it is asked to open, whether it can or not.
+      reserved.socketsTaken()
+      egress = await openEgress({
+        sockets: reserved.native, grants: contract.spec.authority.network, hosts: contract.spec.hosts, mode: contract.spec.mode,
+        emit: body => log.append(body),
+      })
+      return egress
+    })()
+    const [{ hooks }] = await all(opening, built)
+    host.spawner.go(id)
     host.probes.route(cgroup.id, log)
     log.append({
       type: 'cell.started', cell: id, mode: contract.spec.mode, contract, contractDigest: contractDigest(contract), argv: request.argv,
       host: hostname(), boot: readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(), kernel: `${release()} ${arch()}`,
       pipeline: contract.metadata.pipeline ?? null, links: linksOf(contract),
     })
-    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...egress.hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract), ...limitEnforcers] })
+    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract), ...request.limitEnforcers] })
     for (const event of request.credentials) log.append(event)
-    host.spawner.go(id)
   } catch (error) {
-    await rollback()
+    await egress?.close()
+    await reserved.release()
     throw asCellError(error)
   }
 
@@ -116,7 +98,7 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
   const ttl = setTimeout(() => {
     if (over || reason !== 'exited') return
     reason = 'ttl'
-    const by = running(host.cgroups.processes(id), prepared.pid)
+    const by = running(host.cgroups.processes(id), reserved.native.pid)
     told.push({ type: 'limit', limit: 'ttl', by: by.slice(0, 64), detail: `time limit of ${contract.spec.ttl} reached by ${named(by, 1)}` })
     log.append(told.at(-1)!)
     host.spawner.signal(id, constants.signals.SIGTERM, true)
@@ -125,24 +107,26 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
     setTimeout(() => kill('ttl'), GRACE_MS).unref()
   }, ttlSeconds(contract.spec.ttl) * 1000)
 
-  const finish = async (): Promise<CellEnd> => {
-    const end = await exit
+  const ending = (async () => {
+    const end = await reserved.exit
     over = true
     clearTimeout(ttl)
+    return { end, hits: host.cgroups.events(id) }
+  })()
+
+  const finish = async (): Promise<CellEnd> => {
+    const { end, hits } = await ending
     host.cgroups.killCell(id)
-    host.probes.detachRelay(relay)
-    await egress.close()
+    host.probes.detachRelay(reserved.relay)
+    await egress!.close()
     await host.probes.flush()
-    const records = limitRecords(contract.spec.limits, host.cgroups.events(id), host.probes.hits(cgroup.id))
+    const records = limitRecords(contract.spec.limits, hits, host.probes.hits(cgroup.id))
     for (const record of host.probes.finalSets(cgroup.id)) log.append(record)
-    host.probes.removeCell(cgroup.id)
     for (const record of records) log.append(record)
     told.push(...records)
     if (reason === 'exited' && end.signal === constants.signals.SIGKILL && records.some(({ limit }) => limit === 'memory')) reason = 'memory'
     for (const event of await revoke()) log.append(event)
-    await host.cgroups.removeCell(id)
-    closeSync(prepared.pidfd)
-    closeSync(prepared.netns)
+    await reserved.release()
     if (end.failed !== null) reason = 'launch-failed'
     log.append({
       type: 'cell.ended', code: end.code, signal: end.signal === null ? null : signalName(end.signal), reason,
@@ -151,8 +135,26 @@ export async function startCell(host: CellHost, request: CellRequest, log: CellL
     if (end.failed !== null) throw launchFailure(end.failed)
     return { code: end.code, signal: end.signal, reason, notice: limitNotice(told) }
   }
+  const ended = finish()
+  // Where a limit was hit or the cell was ended from outside, the reason is known with the evidence only.
+  const exited = ending.then(({ end, hits }): CellEnd | Promise<CellEnd> => {
+    const quiet = end.failed === null && reason === 'exited' && hits.oomKills === 0 && hits.pidsMax === 0
+    return quiet ? { code: end.code, signal: end.signal, reason, notice: null } : ended
+  })
+  return { id, kill, signal: signal => { if (!over) host.spawner.signal(id, signal) }, exited, ended }
+}
 
-  return { id, kill, signal: signal => { if (!over) host.spawner.signal(id, signal) }, ended: finish() }
+/** Both, or the first failure once neither is at work any more. */
+async function all<A, B>(first: Promise<A>, second: Promise<B>): Promise<[A, B]> {
+  const [a, b] = await Promise.allSettled([first, second])
+  if (b.status === 'rejected') throw b.reason
+  if (a.status === 'rejected') throw a.reason
+  return [a.value, b.value]
+}
+
+/** Loaded with the first cell that declares an API. */
+async function apiReader(hosts: readonly string[]): Promise<ApiReader | null> {
+  return hosts.length === 0 ? null : new (await import('../evidence/api.ts')).ApiReader(hosts)
 }
 
 /** Where the contract's paths lead, for those that are not the whole truth themselves ("/bin/sh": "/usr/bin/dash"). */
@@ -178,32 +180,8 @@ function enforcers(native: NativeAddon, contract: Contract): { name: string; sta
   ]
 }
 
-function launchFailure(failed: { step: string; errno: number }): AmbitError {
-  return new AmbitError('CELL_FAILED', {
-    attempted: `build the cell (${failed.step})`, why: errnoName(failed.errno),
-    remedy: 'run `ambit doctor` to see what this kernel offers; the step that failed is named above',
-  })
-}
-
-function asCellError(error: unknown): unknown {
-  const failure = error as { code?: string; errno?: number; syscall?: string; message?: string }
-  if (error instanceof AmbitError || failure.code !== 'NATIVE') return error
-  return new AmbitError('CELL_FAILED', {
-    attempted: `build the cell (${failure.syscall ?? 'native step'})`,
-    why: failure.message ?? 'unknown',
-    remedy: failure.errno === constants.errno.ELOOP
-      ? 'a path that the contract grants leads through a link: name where it leads'
-      : 'check the paths that the contract names; `ambit doctor` shows what this kernel offers',
-    cause: error,
-  })
-}
-
 export function signalName(number: number): string {
   return Object.entries(constants.signals).find(([, value]) => value === number)?.[0] ?? `SIG${number}`
-}
-
-function errnoName(errno: number): string {
-  return Object.entries(constants.errno).find(([, value]) => value === errno)?.[0] ?? `errno ${errno}`
 }
 
 /** The TLS libraries, and programs that may hold one of their own, whose plain text is looked at while a cell that declares an API runs. */

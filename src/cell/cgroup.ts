@@ -22,8 +22,10 @@ export type Cgroups = {
   readonly parentV2: string
   /** Which hierarchy does what on this host, for people. */
   readonly layout: string
-  /** Makes a cell's groups with their limits; `id` is the kernel's id of the v2 one. Makes all or none. */
-  createCell(id: string, limits: CellLimits): { id: bigint; v2: string; v1: string[] }
+  /** Makes a cell's groups with their limits; `id` is the kernel's id of the v2 one. Makes all or none. Null: without any, for now. */
+  createCell(id: string, limits: CellLimits | null): { id: bigint; v2: string; v1: string[] }
+  /** Gives limits to groups that were made without: of memory and pids only, others are hierarchies of their own on v1. */
+  setLimits(id: string, limits: CellLimits): void
   /** Resolves when the groups are gone; one that is gone already is no error. Waits for processes that are ending, then throws. */
   removeCell(id: string): Promise<void>
   /** Kills every process of the cell at once; does nothing if the cell is gone. */
@@ -206,14 +208,14 @@ export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
       ...[...v1Parents].map(([controller, parent]) => `v1 ${V1_NAME[controller]} at ${parent.slice(0, -name.length - 1)}`),
     ].join('; '),
     createCell(id, limits) {
-      const folders = parentsFor(limits).map(parent => folderIn(parent, id))
+      const folders = (limits === null ? parents : parentsFor(limits)).map(parent => folderIn(parent, id))
       const done: string[] = []
       try {
         for (const folder of folders) {
           mkdirSync(folder)
           done.push(folder)
         }
-        setLimits(id, limits)
+        if (limits !== null) setLimits(id, limits)
       } catch (cause) {
         for (const folder of done.reverse()) rmdirSync(folder)
         throw new AmbitError('CELL_FAILED', { attempted: `make the cgroup of cell ${id}`, why: (cause as Error).message, remedy: '`ambit doctor` shows the hierarchies of this host', cause })
@@ -221,6 +223,13 @@ export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
       cells.add(id)
       const [v2, ...v1] = folders as [string, ...string[]]
       return { id: statSync(v2, { bigint: true }).ino, v2, v1 }
+    },
+    setLimits(id, limits) {
+      try {
+        setLimits(id, limits)
+      } catch (cause) {
+        throw new AmbitError('CELL_FAILED', { attempted: `limit the cgroup of cell ${id}`, why: (cause as Error).message, remedy: '`ambit doctor` shows the hierarchies of this host', cause })
+      }
     },
     removeCell,
     killCell: id => killGroup(folderIn(parentV2, id), host.hasKill),

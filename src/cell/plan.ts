@@ -25,6 +25,11 @@ export function isCellId(uid: number): boolean {
   return uid >= ID_BASE && uid < ID_BASE + CELL_SLOTS * ID_COUNT
 }
 
+/** The host ids of a slot's cells. */
+export function idsOf(slot: number): { base: number; count: number } {
+  return { base: ID_BASE + slot * ID_COUNT, count: ID_COUNT }
+}
+
 /** Where shared libraries are mapped from, and programs of packages: only root writes there. */
 const LIBRARIES = ['/usr', '/lib', '/lib32', '/lib64', '/libx32', '/bin', '/sbin', '/opt', '/nix', '/snap', '/etc']
 
@@ -39,7 +44,6 @@ export type PlanRequest = {
   workspace: number
   /** Whose rights decide what can be shown, and who owns what the cell writes. */
   owner: { uid: number; gid: number }
-  cgroups: { v2: string; v1: string[] }
   /** Name below /run/ambit and content. */
   handed: { name: string; content: string; mode: number }[]
 }
@@ -93,8 +97,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
     env: request.env,
     cwd: workspace === 'shared' ? WORKSPACE : '/tmp',
     stdio: request.stdio,
-    cgroups: request.cgroups,
-    ids: { base: ID_BASE + request.slot * ID_COUNT, count: ID_COUNT },
+    ids: idsOf(request.slot),
     hostname: 'cell',
     rootSizeBytes: 64 * MIB,
     mounts,

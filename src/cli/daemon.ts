@@ -6,6 +6,8 @@ import { startDaemon } from '../daemon/daemon.ts'
 import { AmbitError } from '../errors.ts'
 import { DEFAULT_SOCKET } from '../daemon/private-daemon.ts'
 
+/** A quarter of all cells: the rest is for jobs. */
+const SPARE_CELLS_MAX = 64
 /** How soon a private daemon notices that its starter is gone, ms. */
 const PARENT_MS = 250
 
@@ -17,6 +19,7 @@ export function daemonCommand(program: Command): void {
     .option('--group <name>', 'group that may use the control socket; without it only root may')
     .option('--feed-port <n>', 'port of the evidence feed on 127.0.0.1; 0 takes a free one', '9466')
     .option('--issuers <file>', 'YAML: where GitHub App tokens and secrets come from')
+    .option('--spare-cells <n>', 'cells made ahead, so that the next jobs start at once; each takes about 1 MiB', '2')
     .option('--private', 'end with the process that started this one, and remove the state directory then')
     .addOption(new Option('--log-level <level>', 'how much is logged').choices(['trace', 'debug', 'info', 'warn', 'error', 'fatal']).default('info'))
     .addHelpText('after', `
@@ -32,7 +35,7 @@ The feed's bearer token is in DIR/feed-token (mode 0600); DIR/public-key.pem ver
           fatal?.()
         },
         stateDir: options.state, socketPath: options.socket, socketGroup: options.group === undefined ? null : groupId(options.group),
-        feedPort: port(options.feedPort), issuers: options.issuers === undefined ? NO_ISSUERS : readIssuers(options.issuers), log,
+        feedPort: port(options.feedPort), spareCells: spareCells(options.spareCells), issuers: options.issuers === undefined ? NO_ISSUERS : readIssuers(options.issuers), log,
       })
       const parent = process.ppid
       const orphaned = new Promise<void>(resolve => {
@@ -51,6 +54,12 @@ function port(text: string): number {
   const number = Number(text)
   if (Number.isInteger(number) && number >= 0 && number < 65_536) return number
   throw new AmbitError('USAGE', { attempted: 'read --feed-port', why: `"${text}" is not a port`, remedy: 'give a number from 0 to 65535' })
+}
+
+function spareCells(text: string): number {
+  const number = Number(text)
+  if (/^\d+$/.test(text) && number <= SPARE_CELLS_MAX) return number
+  throw new AmbitError('USAGE', { attempted: 'read --spare-cells', why: `"${text}" is not a number from 0 to ${SPARE_CELLS_MAX}`, remedy: 'give as many as jobs usually start at one time' })
 }
 
 function groupId(name: string): number {

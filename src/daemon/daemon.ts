@@ -1,12 +1,15 @@
 import { mkdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
-import { randomBytes } from 'node:crypto'
 import { constants } from 'node:os'
 import { dirname, join } from 'node:path'
 import type { Logger } from 'pino'
 import { inside } from '../authority/paths.ts'
 import { CELL_SLOTS, isCellId, writableTrees } from '../cell/plan.ts'
-import { startCell, tlsLibraries, type Cell, type CellHost, type EndReason } from '../cell/cell.ts'
+import { startCell, tlsLibraries, type Cell, type CellEnd, type EndReason } from '../cell/cell.ts'
 import { openCgroups } from '../cell/cgroup.ts'
+import { heldLimits } from '../cell/limits.ts'
+import type { CellHost } from '../cell/reserve.ts'
+import { openSlots } from '../cell/slots.ts'
+import { openSpares } from '../cell/spares.ts'
 import { readContract } from '../contract/read.ts'
 import type { Contract } from '../contract/schema.ts'
 import { grantCredentials } from '../credentials/grant.ts'
@@ -20,7 +23,6 @@ import { PACKAGE_ROOT, VERSION } from '../package.ts'
 import { closeLater, runDescriptors } from './descriptors.ts'
 import { openFeed } from './feed.ts'
 import { clientMessage, encodeDaemonMessage, type DaemonMessage, type RunMessage } from './protocol.ts'
-import { openSlots } from './slots.ts'
 
 export type DaemonOptions = {
   /** Evidence, key, token: mode 0700. */
@@ -30,6 +32,8 @@ export type DaemonOptions = {
   socketGroup: number | null
   feedPort: number
   issuers: Issuers
+  /** How many cells are made ahead of being asked for. */
+  spareCells: number
   log: Logger
   /** The daemon can build no more cells: end it, and whoever supervises it starts another. */
   onFatal(error: unknown): void
@@ -41,6 +45,8 @@ export type Daemon = {
   stop(): Promise<void>
 }
 
+/** How long after a cell was let go the next spare is made, ms: a short command has ended by then, and was not held up. */
+const REFILL_MS = 20
 /** How long the daemon waits for its cells to be gone when it stops, ms. */
 const STOP_MS = 10_000
 
@@ -81,7 +87,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     `open the feed on port ${options.feedPort}`, 'choose another port with --feed-port, or 0 for a free one')
   undo.push(() => feed.close())
 
-  const slots = openSlots(CELL_SLOTS)
+  const spares = openSpares(host, openSlots(CELL_SLOTS), options.spareCells, error => log.warn({ err: error }, 'no spare cell'))
   const cells = new Map<number, Cell>()
   const running = new Set<Promise<void>>()
   /** Connections with a cell, built or being built, that went away meanwhile. */
@@ -99,28 +105,36 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     send(connection, { type: 'error', error: { code: known.code, ...known.detail }, exitCode: known.exitCode })
   }
 
+  const failedToBuild = (error: unknown): unknown => {
+    if (spawnerGone(error)) options.onFatal(error)
+    return error
+  }
+
   const run = async (connection: number, peer: PeerCredentials, message: RunMessage, fds: number[]): Promise<void> => {
     if (stopping) throw new AmbitError('CELL_FAILED', { attempted: 'build the cell', why: 'the daemon is stopping', remedy: 'try again later' })
     const { stdio, workspace, evidence } = runDescriptors(addon, fds, message.evidence, own)
-    const id = `c${randomBytes(6).toString('hex')}`
-    const slot = slots.take(peer.uid)
+    const contract: Contract = readContract(message.contract.text, message.contract.file)
+    refuseOwn(contract, own)
+    const held = heldLimits(contract, cgroups, contract.spec.workspace === 'none' ? null : workspace)
+    const reserved = await spares.take(peer.uid, held.limits).catch((error: unknown) => { throw failedToBuild(error) })
+    const { id } = reserved
     try {
-      const contract: Contract = readContract(message.contract.text, message.contract.file)
-      refuseOwn(contract, own)
-      const credentials = await grantCredentials(contract, options.issuers, message)
+      const credentials = await grantCredentials(contract, options.issuers, message).catch(async (error: unknown) => {
+        await reserved.release()
+        throw error
+      })
       const cellLog = store.begin(id)
       let cell: Cell
       try {
-        cell = await startCell(host, {
-          id, slot, contract, argv: message.argv, env: credentials.env, stdio, workspace,
+        cell = await startCell(host, reserved, {
+          contract, argv: message.argv, env: credentials.env, stdio, workspace,
           owner: { uid: peer.uid, gid: peer.gid }, handed: credentials.handed, credentials: credentials.events, credentialHooks: credentials.hooks,
-          apiHosts: credentials.apiHosts,
+          apiHosts: credentials.apiHosts, limitEnforcers: held.enforcers,
         }, cellLog, credentials.revoke)
       } catch (error) {
         await credentials.revoke()
         await store.abandon(cellLog)
-        if (spawnerGone(error)) options.onFatal(error)
-        throw error
+        throw failedToBuild(error)
       }
       cells.set(connection, cell)
       send(connection, { type: 'started', cell: id })
@@ -139,6 +153,10 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
           })
         }
       }
+      spares.refill(REFILL_MS)
+      const tell = (end: CellEnd): void => send(connection, { type: 'ended', cell: id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(id), notice: end.notice })
+      // Who did not ask for the evidence is not held up by its sealing.
+      if (evidence === undefined) void cell.exited.then(tell, () => {})
       let end
       try {
         end = await cell.ended
@@ -148,9 +166,10 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       }
       await sealAndExport()
       log.info({ cell: id, ...end }, 'cell ended')
-      send(connection, { type: 'ended', cell: id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(id), notice: end.notice })
+      if (evidence !== undefined) tell(end)
     } finally {
-      slots.give(slot)
+      spares.give(reserved.slot)
+      spares.refill(0)
       cells.delete(connection)
     }
   }
@@ -211,6 +230,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       stopping = true
       endAll('daemon-stopped')
       await Promise.race([Promise.allSettled(running), new Promise(resolve => setTimeout(resolve, STOP_MS).unref())])
+      await spares.close()
       closed = true
       control.close()
       spawner.close()

@@ -17,7 +17,7 @@ export type PrivateDaemon = {
 }
 
 /** A daemon of one's own on a temporary directory, for a run on a host where none is installed. */
-export async function startPrivateDaemon(options: { issuers?: string; environment?: Record<string, string> } = {}): Promise<PrivateDaemon> {
+export async function startPrivateDaemon(options: { issuers?: string; environment?: Record<string, string>; spareCells?: number } = {}): Promise<PrivateDaemon> {
   if (process.getuid?.() !== 0) {
     throw new AmbitError('NOT_ROOT', {
       attempted: 'start a private daemon', why: `no daemon answers at ${DEFAULT_SOCKET}, and starting one needs root`,
@@ -28,7 +28,7 @@ export async function startPrivateDaemon(options: { issuers?: string; environmen
   mkdirSync(RUN, { recursive: true, mode: 0o755 })
   const dir = mkdtempSync(join(RUN, 'private-'))
   const socket = join(dir, 'ambit.sock')
-  const args = [join(PACKAGE_ROOT, 'dist/cli/main.js'), 'daemon', '--state', dir, '--socket', socket, '--feed-port', '0', '--log-level', 'warn', '--private']
+  const args = [join(PACKAGE_ROOT, 'dist/cli/main.js'), 'daemon', '--state', dir, '--socket', socket, '--feed-port', '0', '--log-level', 'warn', '--spare-cells', String(options.spareCells ?? 0), '--private']
   if (options.issuers !== undefined) args.push('--issuers', options.issuers)
   // In a session of its own: a signal of the terminal is for the command, and the daemon must see it to its end.
   const child = spawn(process.execPath, args, { stdio: ['ignore', 'inherit', 'pipe'], detached: true, env: { ...process.env, ...options.environment } })

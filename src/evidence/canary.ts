@@ -1,4 +1,5 @@
 import { spawn } from 'node:child_process'
+import { ApiReader } from './api.ts'
 import type { Probes } from './probes.ts'
 import type { EvidenceBody, HookReport } from './records.ts'
 
@@ -65,8 +66,9 @@ export async function runCanaries(probes: Probes, cgroups: CanaryCgroups): Promi
   const id = `canary-${process.pid}`
   const cgroup = cgroups.createCell(id, { memoryBytes: 512 << 20, pids: 64 })
   try {
-    await probes.addCell(cgroup.id, 0, ['canary.invalid'])
+    probes.addCell(cgroup.id, 0)
     try {
+      probes.watch(cgroup.id, new ApiReader(['canary.invalid']))
       const log: EvidenceBody[] = []
       probes.route(cgroup.id, { append: body => { log.push(body) } })
       const failure = await act(cgroup.v2)

@@ -22,8 +22,10 @@ export type ProbesOptions = {
 }
 
 export type Probes = {
-  /** Makes a cell visible to the programs, before anything of it runs. `apiHosts`: the declared APIs whose requests are read; none: TLS is not looked at. */
-  addCell(cgroupId: bigint, initPid: number, apiHosts: readonly string[]): Promise<void>
+  /** Makes a cell known to the programs, before anything of it runs. */
+  addCell(cgroupId: bigint, initPid: number): void
+  /** From here on the cell is looked at. `api` reads the requests to its declared APIs; null: TLS is not looked at. */
+  watch(cgroupId: bigint, api: ApiReader | null): void
   removeCell(cgroupId: bigint): void
   /** Descriptors of the cell's network namespace and of the relay's listening sockets; returns a handle. */
   attachRelay(netns: number, relay4: number, relay6: number): number
@@ -54,7 +56,11 @@ const FAMILY_OF: Record<string, Family> = {
   'connect': 'network', 'syscall.refused': 'syscall', 'tls': 'api', 'syscalls': 'syscall',
 }
 
+/** How long the programs stay attached after the last cell, ms: the next one of a row is not held up by attaching them again. */
+const LINGER_MS = 2000
+
 type Route = {
+  watched: boolean
   log: Pick<CellLog, 'append'> | null
   waiting: EvidenceBody[]
   /** By kind of event: came here and, where it is evidence, into the log or among those that wait. */
@@ -100,13 +106,22 @@ export function openProbes(options: ProbesOptions): Probes {
   }
   let tls: ProbeReport[] = []
   let apiCells = 0
+  let watched = 0
+  let lingering: NodeJS.Timeout | null = null
 
   return {
-    async addCell(cgroupId, initPid, apiHosts) {
-      const api = apiHosts.length === 0 ? null : new (await import('./api.ts')).ApiReader(apiHosts)
+    addCell(cgroupId, initPid) {
       probes.addCell(cgroupId, initPid)
-      cells.set(cgroupId, { log: null, waiting: [], delivered: new Map(), api, attempts: new Map(), hits: { oom: [], forks: [] } })
-      if (cells.size === 1) reports = probes.attach()
+      cells.set(cgroupId, { log: null, watched: false, waiting: [], delivered: new Map(), api: null, attempts: new Map(), hits: { oom: [], forks: [] } })
+    },
+    watch(cgroupId, api) {
+      const route = known(cells, cgroupId)
+      if (lingering !== null) clearTimeout(lingering)
+      lingering = null
+      reports = probes.attach()
+      route.watched = true
+      watched++
+      route.api = api
       if (api !== null && apiCells++ === 0) tls = options.tls.flatMap(library => attachTls(probes, library))
     },
     removeCell(cgroupId) {
@@ -118,7 +133,12 @@ export function openProbes(options: ProbesOptions): Probes {
         probes.detachTls()
         tls = []
       }
-      if (cells.size === 0) probes.detach()
+      if (route.watched && --watched === 0) {
+        lingering = setTimeout(() => {
+          lingering = null
+          probes.detach()
+        }, LINGER_MS).unref()
+      }
     },
     attachRelay: (netns, relay4, relay6) => probes.attachRelay(netns, relay4, relay6),
     detachRelay: handle => probes.detachRelay(handle),
@@ -142,6 +162,7 @@ export function openProbes(options: ProbesOptions): Probes {
       return [...(route.api?.end() ?? []), { type: 'syscalls', calls, outOfRange }, ...losses]
     },
     close() {
+      if (lingering !== null) clearTimeout(lingering)
       cells.clear()
       probes.close()
     },

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import { openSlots } from '../../src/daemon/slots.ts'
+import { openSlots } from '../../src/cell/slots.ts'
 
 const root = join(import.meta.dirname, '../..')
 const client = join(root, 'build/Release/ambit-client')

@@ -3,6 +3,7 @@ import { chmodSync, existsSync, linkSync, mkdirSync, mkdtempSync, readdirSync, r
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { runCanaries } from '../../src/evidence/canary.ts'
 import { openProbes, type Probes } from '../../src/evidence/probes.ts'
@@ -56,7 +57,8 @@ function settle(probes: Probes, id: bigint, log: EvidenceBody[], ended: { status
 async function observe(list: (string | number)[], options: { cwd?: string; probes?: Probes } = {}): Promise<Seen> {
   const own = options.probes ?? probes
   const { folder, id } = makeCell()
-  await own.addCell(id, 0, [])
+  own.addCell(id, 0)
+  own.watch(id, null)
   const log: EvidenceBody[] = []
   own.route(id, { append: body => { log.push(body) } })
   try {
@@ -205,7 +207,8 @@ t.test('relative paths, mounts and a changed root are seen as the process sees t
   const mounted = spawnSync('unshare', ['--mount', 'sh', '-c', `mount -t tmpfs none ${path('root/etc')} && mkdir -p ${path('root/etc/x/y')} && echo > ${path('root/etc/x/y/z')} && exec "$@"`, 'sh', 'true'])
   t.equal(mounted.status, 0)
   const { folder, id } = makeCell()
-  await probes.addCell(id, 0, [])
+  probes.addCell(id, 0)
+  probes.watch(id, null)
   const log: EvidenceBody[] = []
   probes.route(id, { append: body => { log.push(body) } })
   spawnSync('unshare', ['--mount', 'sh', '-c', `mount -t tmpfs none ${path('root/etc')} && mkdir -p ${path('root/etc/x/y')} && echo > ${path('root/etc/x/y/z')} && exec "$@"`, 'sh', acts, folder, 'chdir', path('root/etc/x'), 'read', 'y/z'])
@@ -224,7 +227,8 @@ open('/sys/fs/cgroup/x' if False else sys.argv[2] + '/cgroup.procs', 'w').write(
 open('bottom', 'w')
 `
   const { folder, id } = makeCell()
-  await probes.addCell(id, 0, [])
+  probes.addCell(id, 0)
+  probes.watch(id, null)
   const log: EvidenceBody[] = []
   probes.route(id, { append: body => { log.push(body) } })
   mkdirSync(path('deep'))
@@ -258,7 +262,8 @@ bound.bind('made.sock')
   symlinkSync('looked', path('look/link'))
   const server = createServer().listen(path('look/sock'))
   const { folder, id } = makeCell()
-  await probes.addCell(id, 0, [])
+  probes.addCell(id, 0)
+  probes.watch(id, null)
   const log: EvidenceBody[] = []
   probes.route(id, { append: body => { log.push(body) } })
   const child = spawn('python3', ['-c', python, folder, path('look')], { stdio: ['ignore', 'ignore', 'inherit'] })
@@ -305,8 +310,10 @@ t.test('a nested cgroup belongs to its cell; a process outside every cell leaves
   const other = makeCell()
   const nested = join(folder, 'nested')
   mkdirSync(join(nested, 'deeper'), { recursive: true })
-  await probes.addCell(id, 0, [])
-  await probes.addCell(other.id, 0, [])
+  probes.addCell(id, 0)
+  probes.watch(id, null)
+  probes.addCell(other.id, 0)
+  probes.watch(other.id, null)
   const log: EvidenceBody[] = []
   const others: EvidenceBody[] = []
   probes.route(id, { append: body => { log.push(body) } })
@@ -331,7 +338,8 @@ t.test('cell-init and its child before the first exec are not evidence; the comm
     const { folder, id } = makeCell()
     const child = spawn(acts, [folder, 'init', ...list], { stdio: ['pipe', 'pipe', 'inherit'] })
     await new Promise(resolve => child.stdout.once('data', resolve))
-    await probes.addCell(id, child.pid!, [])
+    probes.addCell(id, child.pid!)
+  probes.watch(id, null)
     const ended = new Promise<number | null>(resolve => child.once('close', resolve))
     child.stdin.write('g')
     const status = await ended
@@ -368,7 +376,8 @@ t.test('under a flood what was produced is what was delivered and what was dropp
   t.teardown(() => small.close())
   const FLOOD = 20_000
   const { folder, id } = makeCell()
-  await small.addCell(id, 0, [])
+  small.addCell(id, 0)
+  small.watch(id, null)
   const log: EvidenceBody[] = []
   small.route(id, { append: body => { log.push(body) } })
   const run = (...list: string[]): void => { t.equal(spawnSync(acts, [folder, ...list]).status, 0) }
@@ -397,18 +406,25 @@ t.test('under a flood what was produced is what was delivered and what was dropp
   t.equal(calm.of('fork').length, 200)
 })
 
-t.test('probes are attached only while there is a cell', async t => {
+t.test('probes are attached only while there is a cell, and a moment longer', async t => {
   const attached = (): number => readdirSync('/proc/self/fdinfo').filter(fd => { try { return /^link_type:/m.test(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8')) } catch { return false } }).length
-  t.equal(attached(), 0)
+  const none = async (): Promise<boolean> => {
+    for (let i = 0; i < 200 && attached() > 0; i++) await sleep(50)
+    return attached() === 0
+  }
+  t.ok(await none())
   const a = makeCell()
   const b = makeCell()
-  await probes.addCell(a.id, 0, [])
+  probes.addCell(a.id, 0)
+  t.equal(attached(), 0, 'a cell that is not looked at costs the host nothing')
+  probes.watch(a.id, null)
   t.equal(attached(), 13)
-  await probes.addCell(b.id, 0, [])
+  probes.addCell(b.id, 0)
+  probes.watch(b.id, null)
   probes.removeCell(a.id)
   t.equal(attached(), 13)
   probes.removeCell(b.id)
-  t.equal(attached(), 0)
+  t.ok(await none())
   t.throws(() => probes.finalSets(a.id), { code: 'INTERNAL' })
   for (const { folder } of [a, b]) rmdirSync(folder)
 })

@@ -11,8 +11,6 @@ using namespace ambit;
 static Plan Whole() {
   Plan plan;
   plan.id = "cell";
-  plan.cgroup = "/sys/fs/cgroup/a/cell";
-  plan.v1 = {"/sys/fs/cgroup/memory/a/cell"};
   plan.base = 100000;
   plan.count = 65536;
   plan.hostname = "cell";

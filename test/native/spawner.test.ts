@@ -9,7 +9,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import { openCgroups } from '../../src/cell/cgroup.ts'
 import { rootBuilder } from '../../src/cell/root.ts'
-import { native, type CellExit, type LaunchPlan, type Mount, type NativeSpawner, type PreparedCell } from '../../src/native.ts'
+import { native, type CellExit, type LaunchPlan, type Mount, type NativeSpawner, type Reservation, type ReservedCell } from '../../src/native.ts'
 
 const root = join(import.meta.dirname, '../..')
 const release = join(root, 'build/Release')
@@ -18,7 +18,7 @@ const probe = join(dir, 'probe')
 chmodSync(dir, 0o755)
 
 type Ended = { exit: CellExit; stdout: string; stderr: string }
-type Launched = { id: string; prepared: PreparedCell; ended: Promise<Ended> }
+type Launched = { id: string; prepared: ReservedCell; ended: Promise<Ended> }
 
 const cgroups = openCgroups()
 const exits = new Map<string, CellExit[]>()
@@ -62,12 +62,15 @@ const KERNEL: Mount[] = [
 const probeMount = (): Mount => ({ type: 'bind', source: probe, target: '/probe', readonly: true, recursive: false })
 
 let cells = 0
-type Change = Partial<LaunchPlan> & { more?: Mount[]; input?: string }
+function closeAll(cell: ReservedCell): void {
+  for (const [name, fd] of Object.entries(cell)) if (name !== 'pid' && fd >= 0) try { closeSync(fd) } catch { /* the test closed it */ }
+}
+type Change = Partial<LaunchPlan> & { more?: Mount[]; input?: string; cgroups?: Reservation['cgroups'] }
+const idsOf = (slot: number): Reservation['ids'] => ({ base: 1_879_048_192 + slot * 65536, count: 65536 })
 function plan(argv: string[], change: Change, id: string, slot: number, stdio: [number, number, number]): LaunchPlan {
-  const { more, input: _, ...rest } = change
-  const { v2, v1 } = cgroups.createCell(id, { memoryBytes: 128 << 20, pids: 50 })
+  const { more, input: _, cgroups: __, ...rest } = change
   return {
-    id, argv, env: ['PATH=/usr/bin:/'], cwd: '/', stdio, cgroups: { v2, v1 }, ids: { base: 1_879_048_192 + slot * 65536, count: 65536 },
+    id, argv, env: ['PATH=/usr/bin:/'], cwd: '/', stdio, ids: idsOf(slot),
     hostname: 'cell', rootSizeBytes: 1 << 20, mounts: [...READ_ONLY_USR, ...KERNEL, probeMount(), ...(more ?? [])], seccomp: null, landlock: null,
     rlimits: [], userNamespaces: false, uid: 0, gid: 0, ...rest,
   }
@@ -82,9 +85,17 @@ async function prepare(argv: string[], change: Change = {}, by: NativeSpawner = 
   const stdio = [openSync(file('in'), 'r'), openSync(file('out'), 'w'), openSync(file('err'), 'w')] as [number, number, number]
   const done = new Promise<CellExit>(resolve => waiting.set(id, resolve))
   try {
-    const prepared = await by.prepare(plan(argv, change, id, number % 200, stdio))
+    const group = cgroups.createCell(id, { memoryBytes: 128 << 20, pids: 50 })
+    const prepared = await by.reserve({ id, cgroups: change.cgroups ?? group, ids: idsOf(number % 200) })
+    try {
+      await by.prepare(plan(argv, change, id, number % 200, stdio))
+    } catch (error) {
+      closeAll(prepared)
+      cgroups.killCell(id)
+      throw error
+    }
     const ended = done.then(async exit => {
-      for (const [name, fd] of Object.entries(prepared)) if (name !== 'pid' && fd >= 0) try { closeSync(fd) } catch { /* the test closed it */ }
+      closeAll(prepared)
       await cgroups.removeCell(id)
       return { exit, stdout: readFileSync(file('out'), 'utf8'), stderr: readFileSync(file('err'), 'utf8') }
     })
@@ -381,7 +392,7 @@ t.test('a plan that cannot be is refused with its step, and nothing is left', as
   await refused({ more: [{ type: 'tmpfs', target: '/lib/x', sizeBytes: 65536, mode: 0o755 }] }, { errno: ENOTDIR, syscall: 'walk to /lib/x' }, 'a target through a link')
   await refused({ more: [{ type: 'tmpfs', target: '/bin', sizeBytes: 65536, mode: 0o755 }] }, { errno: ELOOP }, 'a target that is a link')
   await refused({ more: [{ type: 'bind', source: dir, target: '/w', readonly: false, recursive: false }, { type: 'file', target: '/w/x', content: '', mode: 0o644 }] }, { errno: EINVAL, syscall: /which jobs can write/ }, 'a target in a tree that jobs write')
-  await refused({ cgroups: { v2: '/tmp', v1: [] } }, { errno: EINVAL, syscall: /no such cgroup/ }, 'a folder that is no cgroup')
+  await refused({ cgroups: { v2: '/tmp', v1: [] } }, { errno: EINVAL, syscall: /descriptor is of none/ }, 'a folder that is no cgroup')
   await refused({ cgroups: { v2: '/sys/fs/cgroup/none', v1: [] } }, { errno: ENOENT }, 'a missing cgroup')
   await refused({ more: [{ type: 'bind', source: '/proc/self', target: '/p', readonly: true, recursive: false }] }, { errno: ELOOP }, 'a magic link')
   await refused({ seccomp: Buffer.alloc(7) }, { errno: EINVAL }, 'half an instruction')
@@ -392,8 +403,16 @@ t.test('a plan that cannot be is refused with its step, and nothing is left', as
 
   const cell = await prepare(['true'])
   const stdio = [0, 1, 2] as [number, number, number]
-  const again = { ...plan(['true'], {}, `${cell.id}b`, 199, stdio), id: cell.id }
-  await t.rejects(spawner.prepare(again), { code: 'NATIVE', errno: EEXIST }, 'an id twice')
+  const group = cgroups.createCell(`${cell.id}b`, null)
+  await t.rejects(spawner.reserve({ id: cell.id, cgroups: group, ids: idsOf(199) }), { code: 'NATIVE', errno: EEXIST }, 'an id twice')
+  await t.rejects(spawner.prepare(plan(['true'], {}, cell.id, 199, stdio)), { code: 'NATIVE', errno: EEXIST }, 'a plan twice')
+  await t.rejects(spawner.prepare(plan(['true'], {}, 'unheard-of', 199, stdio)), { code: 'NATIVE', errno: os.errno.ESRCH })
+  await t.rejects(spawner.reserve({ id: 'x', cgroups: { v2: dir, v1: [] }, ids: idsOf(199) }), { code: 'NATIVE', errno: EINVAL }, 'a folder that is no cgroup')
+  await t.rejects(spawner.reserve({ id: 'x', cgroups: group, ids: { base: 0, count: 10 } }), { code: 'NATIVE', errno: EINVAL }, 'the host\'s root in the map')
+  const reserved = await spawner.reserve({ id: `${cell.id}b`, cgroups: group, ids: idsOf(199) })
+  t.throws(() => spawner.go(`${cell.id}b`), { code: 'NATIVE', errno: os.errno.ESRCH }, 'no plan yet')
+  await t.rejects(spawner.prepare(plan(['true'], {}, `${cell.id}b`, 198, stdio)), { code: 'NATIVE', errno: EINVAL }, 'a plan for other ids')
+  closeAll(reserved)
   await cgroups.removeCell(`${cell.id}b`)
   spawner.go(cell.id)
   await cell.ended
@@ -475,14 +494,14 @@ t.test('a spawner that is killed takes its cells along, and each end is told', a
 })
 
 t.test('a daemon that is killed takes spawner and cells along', async t => {
-  const group = cgroups.createCell('orphaned', { memoryBytes: 128 << 20, pids: 50 })
+  const group = cgroups.createCell('orphaned', null)
   const script = join(dir, 'daemon.cjs')
   writeFileSync(script, `
     const { Spawner } = require(${JSON.stringify(join(release, 'ambit.node'))})
     const spawner = new Spawner(${JSON.stringify(join(release, 'ambit-spawner'))}, ${JSON.stringify(join(release, 'ambit-init'))}, () => {})
-    const plan = ${JSON.stringify({ ...plan(['sleep', '1000'], {}, 'unused', 0, [0, 1, 2]), id: 'orphaned', cgroups: { v2: group.v2, v1: group.v1 } })}
-    spawner.prepare(plan).then(cell => { spawner.go('orphaned'); console.log(cell.pid) })`)
-  await cgroups.removeCell('unused')
+    const plan = ${JSON.stringify(plan(['sleep', '1000'], {}, 'orphaned', 0, [0, 1, 2]))}
+    spawner.reserve({ id: 'orphaned', cgroups: ${JSON.stringify({ v2: group.v2, v1: group.v1 })}, ids: plan.ids })
+      .then(cell => spawner.prepare(plan).then(() => { spawner.go('orphaned'); console.log(cell.pid) }))`)
   const child = spawn(process.execPath, [script], { stdio: ['ignore', 'pipe', 'inherit'] })
   const init = Number(await new Promise(resolve => child.stdout.once('data', resolve)))
   const [lone] = children(child.pid!).filter(pid => comm(pid) === 'ambit-spawner')

@@ -13,8 +13,10 @@ class EvidenceDirectory {
   EvidenceDirectory(const EvidenceDirectory&) = delete;
   EvidenceDirectory& operator=(const EvidenceDirectory&) = delete;
   ~EvidenceDirectory();
-  // Throws Failure: it exists and is not empty, or cannot be made.
+  // Throws Failure: it exists and is not empty, is a link, or cannot be made.
   void Open(const std::string& path);
+  // Throws Failure: the path no longer leads to the directory that was opened, so that a reader would take other evidence for the cell's.
+  void Confirm() const;
   int get() const { return fd_.get(); }
 
  private:

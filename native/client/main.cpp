@@ -63,7 +63,9 @@ int Run(const Options& options) {
     descriptors.push_back(evidence.get());
   }
   Fd daemon = Ask(options, request, descriptors);
-  return Follow(options, daemon, signals);
+  int status = Follow(options, daemon, signals);
+  if (!options.evidence.empty()) evidence.Confirm();
+  return status;
 }
 
 }  // namespace

@@ -16,12 +16,27 @@ export type Mount =
       idmapOwner?: { uid: number; gid: number }
       /** A missing source is skipped, not an error. */
       optional?: boolean }
+  /**
+   * `lower`, the top one first, under `upper`, which takes the writes and holds the folders "upper" and "work"; without it
+   * nothing can be written. Always nosuid and nodev. "/" makes it the cell's root, as the first mount only. `fromJobs`: jobs of
+   * before may have written what it shows, so no rule follows a link in it.
+   */
+  | { type: 'overlay'; target: string; upper?: Layer; lower: Layer[]; noexec?: boolean; fromJobs?: boolean }
   | { type: 'tmpfs'; target: string; sizeBytes: number; mode: number; noexec?: boolean }
   | { type: 'proc'; target: string }
   | { type: 'devpts'; target: string }
   | { type: 'directory'; target: string; mode: number }
   | { type: 'file'; target: string; content: string; mode: number }
   | { type: 'symlink'; target: string; to: string }
+
+/** One layer of an overlay: a detached copy of `source`, without what is mounted below it. */
+export type Layer = {
+  source: string | number
+  asUser?: { uid: number; gid: number }
+  idmapOwner?: { uid: number; gid: number }
+  /** Every owner on disk, root too, keeps its number in the cell. */
+  idmapAll?: boolean
+}
 
 export type LandlockAccess = 'read' | 'write' | 'execute'
 
@@ -53,6 +68,8 @@ export type LaunchPlan = {
   seccomp: Buffer | null
   /** Paths in the cell; null where the kernel has no Landlock. `write` covers making, removing, truncating; refer included. Missing paths are skipped. */
   landlock: { rules: { path: string; access: LandlockAccess[] }[] } | null
+  /** What the command keeps, in the cell's user namespace (src/contract/capabilities.ts); absent: none. */
+  capabilities?: readonly string[]
   rlimits: { name: 'nofile' | 'nproc' | 'core' | 'fsize' | 'stack' | 'memlock'; soft: number; hard: number }[]
   /** Whether the cell's processes may make user namespaces in their own, where the filter lets them ask. */
   userNamespaces: boolean
@@ -165,6 +182,9 @@ export interface NativeAddon {
   landlockAbi(): number
   /** What a descriptor is of; never blocks. */
   descriptorKind(fd: number): { kind: 'file' | 'directory' | 'pipe' | 'character' | 'unix-socket' | 'socket' | 'other'; pathOnly: boolean }
+  /** An extended attribute of what a descriptor is of; null: none of that name. */
+  attributeOf(fd: number, name: string): string | null
+  setAttribute(fd: number, name: string, text: string): void
   /** openat2 under `dirfd` with RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS; returns a descriptor. */
   openBeneath(dirfd: number, path: string, flags: number, mode: number): number
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch-plan.hpp"
+#include <linux/capability.h>
 #include <sys/resource.h>
 #include <cmath>
 #include <string>
@@ -66,17 +67,13 @@ std::vector<std::string> Texts(const Napi::Value& value, const std::string& fiel
   return texts;
 }
 
-void ReadBind(const Napi::Object& from, const std::string& field, MountStep* mount, std::vector<int>* fds) {
-  mount->type = kBind;
+void ReadSource(const Napi::Object& from, const std::string& field, MountStep* mount, std::vector<int>* fds) {
   Napi::Value source = from.Get("source");
   if (source.IsNumber()) {
     mount->source_fd = static_cast<int32_t>(fds->size() - 3);
     fds->push_back(Descriptor(source, field + ".source"));
   } else {
     mount->source = Text(source, field + ".source");
-  }
-  for (auto [name, flag] : {std::pair{"readonly", kReadonly}, {"recursive", kRecursive}, {"device", kDevice}, {"noexec", kNoexec}, {"optional", kOptional}}) {
-    if (Flag(from, name, field)) mount->flags |= flag;
   }
   auto owner = [&](const char* name, uint32_t flag, uint32_t* uid, uint32_t* gid) {
     Napi::Value value = from.Get(name);
@@ -88,14 +85,44 @@ void ReadBind(const Napi::Object& from, const std::string& field, MountStep* mou
   };
   owner("asUser", kAsUser, &mount->as_uid, &mount->as_gid);
   owner("idmapOwner", kIdmap, &mount->owner_uid, &mount->owner_gid);
+  if (Flag(from, "idmapAll", field)) mount->flags |= kIdmapAll;
 }
 
-MountStep ReadMount(const Napi::Value& value, const std::string& field, std::vector<int>* fds) {
+void ReadBind(const Napi::Object& from, const std::string& field, MountStep* mount, std::vector<int>* fds) {
+  ReadSource(from, field, mount, fds);
+  for (auto [name, flag] : {std::pair{"readonly", kReadonly}, {"recursive", kRecursive}, {"device", kDevice}, {"noexec", kNoexec}, {"optional", kOptional}}) {
+    if (Flag(from, name, field)) mount->flags |= flag;
+  }
+}
+
+// One step for each layer, the upper one first, then the overlay itself.
+void ReadOverlay(const Napi::Object& from, const std::string& field, const std::string& target, std::vector<MountStep>* mounts, std::vector<int>* fds) {
+  auto layer = [&](const Napi::Value& value, const std::string& at, uint32_t flags) {
+    MountStep step;
+    step.target = target;
+    step.flags = kLayer | flags;
+    ReadSource(ObjectAt(value, at), at, &step, fds);
+    mounts->push_back(std::move(step));
+  };
+  Napi::Value upper = from.Get("upper");
+  if (!upper.IsUndefined()) layer(upper, field + ".upper", kUpper);
+  ForEach(from.Get("lower"), field + ".lower", [&](const Napi::Value& one, const std::string& at) { layer(one, at, kReadonly); });
+  MountStep overlay;
+  overlay.type = kOverlay;
+  overlay.target = target;
+  if (Flag(from, "noexec", field)) overlay.flags |= kNoexec;
+  if (Flag(from, "fromJobs", field)) overlay.flags |= kFromJobs;
+  mounts->push_back(std::move(overlay));
+}
+
+void ReadMount(const Napi::Value& value, const std::string& field, std::vector<MountStep>* mounts, std::vector<int>* fds) {
   Napi::Object from = ObjectAt(value, field);
   MountStep mount;
   mount.target = Text(from.Get("target"), field + ".target");
   std::string type = Text(from.Get("type"), field + ".type");
+  if (type == "overlay") return ReadOverlay(from, field, mount.target, mounts, fds);
   if (type == "bind") {
+    mount.type = kBind;
     ReadBind(from, field, &mount, fds);
   } else if (type == "tmpfs") {
     mount.type = kTmpfs;
@@ -117,9 +144,21 @@ MountStep ReadMount(const Napi::Value& value, const std::string& field, std::vec
     mount.type = kSymlink;
     mount.content = Text(from.Get("to"), field + ".to");
   } else {
-    Wrong(value.Env(), field + ".type", "bind, tmpfs, proc, devpts, directory, file or symlink");
+    Wrong(value.Env(), field + ".type", "bind, overlay, tmpfs, proc, devpts, directory, file or symlink");
   }
-  return mount;
+  mounts->push_back(std::move(mount));
+}
+
+uint64_t ReadCapabilities(const Napi::Value& value) {
+  uint64_t held = 0;
+  ForEach(value, "capabilities", [&](const Napi::Value& one, const std::string& at) {
+    std::string name = Text(one, at);
+    for (auto [known, number] : {std::pair{"CHOWN", CAP_CHOWN}, {"DAC_OVERRIDE", CAP_DAC_OVERRIDE}, {"FOWNER", CAP_FOWNER}, {"FSETID", CAP_FSETID}, {"KILL", CAP_KILL}, {"SETGID", CAP_SETGID}, {"SETUID", CAP_SETUID}, {"NET_BIND_SERVICE", CAP_NET_BIND_SERVICE}}) {
+      if (name == known) { held |= 1ull << number; return; }
+    }
+    Wrong(value.Env(), at, "one of the capabilities that a cell can keep");
+  });
+  return held;
 }
 
 Rlimit ReadLimit(const Napi::Value& value, const std::string& field) {
@@ -175,8 +214,9 @@ Plan ReadLaunchPlan(const Napi::Value& value, std::vector<int>* fds) {
   plan.root_size = Whole(from.Get("rootSizeBytes"), "rootSizeBytes");
   plan.uid = Number32(from.Get("uid"), "uid");
   plan.gid = Number32(from.Get("gid"), "gid");
-  ForEach(from.Get("mounts"), "mounts", [&](const Napi::Value& one, const std::string& field) { plan.mounts.push_back(ReadMount(one, field, fds)); });
+  ForEach(from.Get("mounts"), "mounts", [&](const Napi::Value& one, const std::string& field) { ReadMount(one, field, &plan.mounts, fds); });
   ForEach(from.Get("rlimits"), "rlimits", [&](const Napi::Value& one, const std::string& field) { plan.rlimits.push_back(ReadLimit(one, field)); });
+  if (Napi::Value kept = from.Get("capabilities"); !kept.IsUndefined()) plan.capabilities = ReadCapabilities(kept);
   Napi::Value landlock = from.Get("landlock");
   if (!landlock.IsNull()) {
     plan.landlock = 1;

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 #include <algorithm>
 #include <bit>
@@ -337,6 +338,27 @@ Napi::Value OpenBeneath(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, fd);
 }
 
+// attributeOf(fd, name): an extended attribute of what a descriptor, O_PATH too, is of, as text; null: it has none of the name.
+Napi::Value AttributeOf(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const int fd = Integer(env, info[0], "fd", 0, INT32_MAX);
+  const std::string name = Text(env, info[1], "name");
+  char value[256];
+  // fgetxattr takes no O_PATH descriptor; its link in /proc stands for the file itself, whatever it is.
+  const ssize_t size = getxattr(("/proc/self/fd/" + std::to_string(fd)).c_str(), name.c_str(), value, sizeof value);
+  if (size < 0 && (errno == ENODATA || errno == EOPNOTSUPP || errno == EPERM)) return env.Null();
+  if (size < 0) ThrowErrno(env, "getxattr", errno);
+  return Napi::String::New(env, value, size);
+}
+
+// setAttribute(fd, name, text): sets an extended attribute of an open file or directory.
+void SetAttribute(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const int fd = Integer(env, info[0], "fd", 0, INT32_MAX);
+  const std::string name = Text(env, info[1], "name"), value = Text(env, info[2], "text");
+  if (fsetxattr(fd, name.c_str(), value.data(), value.size(), 0) != 0) ThrowErrno(env, "fsetxattr", errno);
+}
+
 }  // namespace
 
 // descriptorKind(fd): what a descriptor is of, and whether it was opened with O_PATH. Nothing is read, nothing can block.
@@ -369,5 +391,7 @@ void RegisterSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("syscallNumber", Napi::Function::New(env, SyscallNumber, "syscallNumber"));
   exports.Set("landlockAbi", Napi::Function::New(env, LandlockAbi, "landlockAbi"));
   exports.Set("descriptorKind", Napi::Function::New(env, DescriptorKind, "descriptorKind"));
+  exports.Set("attributeOf", Napi::Function::New(env, AttributeOf, "attributeOf"));
+  exports.Set("setAttribute", Napi::Function::New(env, SetAttribute, "setAttribute"));
   exports.Set("openBeneath", Napi::Function::New(env, OpenBeneath, "openBeneath"));
 }

@@ -54,7 +54,17 @@ void Summary(const Options& options, const Reply& reply) {
   line += ",\"notice\":";
   if (reply.Has("notice")) AppendString(line, reply.Text("notice"));
   else line += "null";
+  if (reply.Has("changes")) {
+    line += ",\"changes\":";
+    AppendString(line, reply.Text("changes"));
+  }
   Say(STDERR_FILENO, line + "}\n");
+}
+
+// An overlay workspace is as it was: whoever looks for what the job made must be told.
+void TellChanges(const Reply& reply) {
+  if (!reply.Has("changes")) return;
+  Say(STDERR_FILENO, "ambit: the workspace is as it was; what the job wrote is kept apart: `ambit changes " + Printable(reply.Text("changes")) + "` shows it, --apply writes it, --discard forgets it\n");
 }
 
 int ExitStatus(const Reply& reply) {
@@ -169,7 +179,10 @@ int Follow(const Options& options, const Fd& daemon, const Fd& signals) {
     }
     if (type == "ended") {
       if (options.json) Summary(options, reply);
-      else if (reply.Has("notice")) Say(STDERR_FILENO, "ambit: " + Printable(reply.Text("notice")) + "\n");
+      else {
+        if (reply.Has("notice")) Say(STDERR_FILENO, "ambit: " + Printable(reply.Text("notice")) + "\n");
+        TellChanges(reply);
+      }
       return ExitStatus(reply);
     }
   }

@@ -2,6 +2,7 @@
 // What a decoded plan must be like before anything is done with it. Bounds and shapes only: what a cell may hold was
 // decided by whoever wrote the plan.
 #pragma once
+#include <linux/capability.h>
 #include <string>
 #include <string_view>
 #include "common/messages.hpp"
@@ -36,7 +37,32 @@ inline bool IsInside(std::string_view path, std::string_view folder) {
   return path.substr(0, folder.size()) == folder && (path.size() == folder.size() || path[folder.size()] == '/');
 }
 
-inline bool IsWritableBind(const MountStep& mount) { return mount.type == kBind && (mount.flags & kReadonly) == 0 && (mount.flags & kDevice) == 0; }
+inline bool IsWritableBind(const MountStep& mount) { return mount.type == kBind && (mount.flags & (kReadonly | kDevice | kLayer)) == 0; }
+
+// A tree in which jobs, of before or of now, may have put links: nothing of ours is mounted in it. The root of an image is
+// none, because the cell's own folders lie in a layer above the image.
+inline bool IsOfJobs(const MountStep& mount) { return IsWritableBind(mount) || (mount.type == kOverlay && mount.target != "/"); }
+
+// What a command may keep at most: none of these reaches beyond the ids of the cell (src/contract/capabilities.ts has the reasons).
+constexpr uint64_t kHarmlessCapabilities = 1ull << CAP_CHOWN | 1ull << CAP_DAC_OVERRIDE | 1ull << CAP_FOWNER | 1ull << CAP_FSETID |
+    1ull << CAP_KILL | 1ull << CAP_SETGID | 1ull << CAP_SETUID | 1ull << CAP_NET_BIND_SERVICE;
+
+// What is wrong with the layers and their overlays, or an empty string.
+inline std::string WhatIsWrongWithLayers(const std::vector<MountStep>& mounts) {
+  size_t layers = 0;
+  for (size_t i = 0; i < mounts.size(); i++) {
+    auto& m = mounts[i];
+    bool layer = m.type == kBind && (m.flags & kLayer) != 0;
+    if (layers > 0 && ((!layer && m.type != kOverlay) || m.target != mounts[i - 1].target)) return "the layers of " + mounts[i - 1].target + ": their overlay is missing";
+    if (m.type == kOverlay && layers == 0) return "the overlay " + m.target + ": it has no layers";
+    if ((m.flags & kUpper) != 0 && (!layer || layers > 0 || (m.flags & kReadonly) != 0)) return "the upper layer of " + m.target;
+    if (layer && (m.flags & (kUpper | kReadonly)) == 0) return "a layer of " + m.target + ": it could be written";
+    // The root is what everything else is mounted on: it comes first.
+    if (m.target == "/" && !(layer && i == layers) && !(m.type == kOverlay && i == layers)) return "the target of a mount: /";
+    layers = layer ? layers + 1 : 0;
+  }
+  return layers > 0 ? "the layers of " + mounts.back().target + ": their overlay is missing" : "";
+}
 
 // A host id of 0 in the map would make the job root on the host wherever the kernel asks only for the id.
 inline bool IsIdRange(uint32_t base, uint32_t count) { return base != 0 && count >= 2 && count <= UINT32_MAX - base; }
@@ -57,11 +83,13 @@ inline std::string WhatIsWrong(const Plan& p, size_t given) {
   for (auto& rule : p.rules) if (!IsPlainPath(rule.path) || rule.access == 0 || rule.access > 7) return "a Landlock rule";
   if (p.seccomp.size() % kFilterInstruction != 0 || p.seccomp.size() > kMaxFilter) return "the size of the seccomp filter";
   if (p.user_namespaces > 1) return "whether user namespaces may be made";
+  if ((p.capabilities & ~kHarmlessCapabilities) != 0) return "the capabilities: one of them reaches beyond the cell";
   if (p.mounts.size() > kMaxMounts) return "the number of mounts";
+  if (std::string wrong = WhatIsWrongWithLayers(p.mounts); !wrong.empty()) return wrong;
   for (size_t i = 0; i < p.mounts.size(); i++) {
     auto& m = p.mounts[i];
-    if (m.type > kSymlink || m.flags > 127) return "the type of a mount";
-    if (!IsPlainPath(m.target) || m.target == "/") return "the target of a mount: " + m.target;
+    if (m.type > kOverlay || m.flags > 2047) return "the type of a mount";
+    if (!IsPlainPath(m.target) || (m.target == "/" && m.type != kBind && m.type != kOverlay)) return "the target of a mount: " + m.target;
     if (m.mode > 01777) return "the mode of " + m.target;
     if (m.type == kTmpfs && m.size < 4096) return "the size of " + m.target;
     if (m.type == kSymlink && (m.content.empty() || m.content.size() > kMaxPath || !IsText(m.content))) return "where the link " + m.target + " leads";
@@ -69,7 +97,7 @@ inline std::string WhatIsWrong(const Plan& p, size_t given) {
     if (m.type == kBind && m.source_fd >= 0 && static_cast<size_t>(m.source_fd) >= given) return "the descriptor for " + m.target;
     // A job of before may have left links and races in a tree that it can write: nothing of ours walks there.
     for (size_t j = 0; j < i; j++) {
-      if (!IsWritableBind(p.mounts[j]) || !IsInside(m.target, p.mounts[j].target)) continue;
+      if (!IsOfJobs(p.mounts[j]) || !IsInside(m.target, p.mounts[j].target)) continue;
       if (m.target != p.mounts[j].target || m.type == kFile || m.type == kSymlink || m.type == kDirectory) return m.target + ": it lies in " + p.mounts[j].target + ", which jobs can write";
     }
   }

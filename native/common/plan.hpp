@@ -12,8 +12,11 @@ namespace ambit {
 
 constexpr uint32_t kPlanMagic = 0x31424d41;  // "AMB1"
 
-enum MountType : uint32_t { kBind, kTmpfs, kProc, kDevpts, kDirectory, kFile, kSymlink };
-enum MountFlag : uint32_t { kReadonly = 1, kRecursive = 2, kDevice = 4, kNoexec = 8, kAsUser = 16, kIdmap = 32, kOptional = 64 };
+enum MountType : uint32_t { kBind, kTmpfs, kProc, kDevpts, kDirectory, kFile, kSymlink, kOverlay };
+// kLayer: a bind that is no mount of its own but a layer of the overlay that follows, the top one first. kUpper: the layer
+// that takes the writes; it holds the folders "upper" and "work". kIdmapAll: every owner on disk keeps its number in the
+// cell, root too. kFromJobs: an overlay over what jobs of before may have written.
+enum MountFlag : uint32_t { kReadonly = 1, kRecursive = 2, kDevice = 4, kNoexec = 8, kAsUser = 16, kIdmap = 32, kOptional = 64, kLayer = 128, kUpper = 256, kIdmapAll = 512, kFromJobs = 1024 };
 enum LandlockFlag : uint32_t { kLandlockRead = 1, kLandlockWrite = 2, kLandlockExecute = 4 };
 
 struct MountStep {
@@ -46,6 +49,7 @@ struct Plan {
   std::vector<LandlockRule> rules;
   std::string seccomp;                // struct sock_filter[], empty: none
   uint32_t user_namespaces = 0;       // 1: the cell may make some in its own
+  uint64_t capabilities = 0;          // bit N: the command keeps capability N, in the cell's user namespace
 };
 
 class Writer {
@@ -106,7 +110,7 @@ inline std::string Encode(const Plan& p) {
   }
   w.U32(p.landlock); w.U32(p.rules.size());
   for (auto& r : p.rules) { w.Str(r.path); w.U32(r.access); }
-  w.Str(p.seccomp); w.U32(p.user_namespaces);
+  w.Str(p.seccomp); w.U32(p.user_namespaces); w.U64(p.capabilities);
   return w.bytes();
 }
 
@@ -126,7 +130,7 @@ inline bool Decode(const char* data, size_t size, Plan* p) {
   }
   p->landlock = r.U32();
   for (uint32_t n = r.Count(); n > 0 && r.ok(); n--) { LandlockRule l; l.path = r.Str(); l.access = r.U32(); p->rules.push_back(std::move(l)); }
-  p->seccomp = r.Str(); p->user_namespaces = r.U32();
+  p->seccomp = r.Str(); p->user_namespaces = r.U32(); p->capabilities = r.U64();
   return r.done();
 }
 

@@ -56,12 +56,18 @@ static void SetLimits(const Plan& plan) {
   }
 }
 
-static void DropCapabilities() {
-  for (int capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++) Must(prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "drop a capability from the bounding set");
+// What the plan keeps stays in the bounding and the permitted set: the cell's root has it after each exec as root has
+// (capabilities(7)), and whoever becomes another user loses it. Nothing is inheritable or ambient: programs of other users
+// would get it (CVE-2022-24769).
+static void DropCapabilities(uint64_t kept) {
+  for (int capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++) {
+    if ((kept >> capability & 1) == 0) Must(prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "drop a capability from the bounding set");
+  }
   Must(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "clear the ambient capabilities");
   struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-  struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {};
-  Must(static_cast<int>(syscall(SYS_capset, &header, none)), "drop the capabilities");
+  struct __user_cap_data_struct held[_LINUX_CAPABILITY_U32S_3] = {};
+  held[0].permitted = held[0].effective = static_cast<uint32_t>(kept);
+  Must(static_cast<int>(syscall(SYS_capset, &header, held)), "drop the capabilities");
 }
 
 static void EnterFolder(const std::string& folder) {
@@ -113,7 +119,7 @@ static int Execute(const std::vector<std::string>& candidates, char* const* argv
     EnterFolder(plan.cwd);
     Must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs");
     if (plan.landlock != 0) RestrictByLandlock(plan);
-    DropCapabilities();
+    DropCapabilities(plan.capabilities);
     ResetSignals();
     Must(static_cast<int>(syscall(SYS_close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC)), "close the other descriptors");
     if (!plan.seccomp.empty()) SetFilter(plan.seccomp);

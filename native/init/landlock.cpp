@@ -15,7 +15,7 @@ namespace ambit {
 enum Access : uint64_t {
   kExecuteFile = 1 << 0, kWriteFile = 1 << 1, kReadFile = 1 << 2, kReadDir = 1 << 3, kRemoveDir = 1 << 4, kRemoveFile = 1 << 5,
   kMakeChar = 1 << 6, kMakeDir = 1 << 7, kMakeReg = 1 << 8, kMakeSock = 1 << 9, kMakeFifo = 1 << 10, kMakeBlock = 1 << 11,
-  kMakeSym = 1 << 12, kRefer = 1 << 13, kTruncate = 1 << 14, kIoctlDev = 1 << 15,
+  kMakeSym = 1 << 12, kRefer = 1 << 13, kTruncate = 1 << 14, kIoctlDev = 1 << 15, kResolveUnix = 1 << 16,
 };
 constexpr uint64_t kScopeAbstractSockets = 1, kScopeSignals = 2;
 constexpr unsigned kCreateRulesetVersion = 1, kLogNewExecOn = 2;
@@ -28,7 +28,10 @@ constexpr uint64_t kReading = kReadFile | kReadDir;
 // Device nodes are not among what a job may make.
 constexpr uint64_t kWriting = kWriteFile | kRemoveDir | kRemoveFile | kMakeDir | kMakeReg | kMakeSock | kMakeFifo | kMakeSym | kRefer | kTruncate | kIoctlDev;
 
+// Handled and granted to nothing from ABI 9 on: a job reaches the sockets that its own processes make, whatever the rules
+// say, and no service of the host whose socket lies in a directory that the cell shows.
 static uint64_t KnownTo(int abi) {
+  if (abi >= 9) return (kResolveUnix << 1) - 1;
   if (abi >= 5) return (kIoctlDev << 1) - 1;
   if (abi >= 3) return (kTruncate << 1) - 1;
   if (abi >= 2) return (kRefer << 1) - 1;
@@ -38,7 +41,7 @@ static uint64_t KnownTo(int abi) {
 // Links of the root are ours or the host's; in a tree that jobs can write, one could turn a rule into one for another tree.
 static Fd OpenRulePath(const Plan& plan, const std::string& path) {
   uint64_t resolve = RESOLVE_NO_MAGICLINKS;
-  for (auto& mount : plan.mounts) if (IsWritableBind(mount) && IsInside(path, mount.target)) resolve |= RESOLVE_NO_SYMLINKS;
+  for (auto& mount : plan.mounts) if ((IsWritableBind(mount) || (mount.flags & kFromJobs) != 0) && IsInside(path, mount.target)) resolve |= RESOLVE_NO_SYMLINKS;
   return Fd(OpenAt2(AT_FDCWD, path.c_str(), O_PATH | O_CLOEXEC, resolve));
 }
 

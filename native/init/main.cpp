@@ -84,14 +84,14 @@ static Work Receive() {
 }
 
 // Takes an id that nothing else in the cell has, so that a job may neither signal nor re-prioritise its process 1, and
-// keeps only what starting and reaching the command takes.
-static void BecomeOwnUser(uint32_t id) {
+// keeps only what starting and reaching the command takes, and what the command is to have.
+static void BecomeOwnUser(uint32_t id, uint64_t of_command) {
   Must(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0), "keep the capabilities");
   Must(setresuid(id, id, id), "take an own user id");
   struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
   struct __user_cap_data_struct held[_LINUX_CAPABILITY_U32S_3] = {};
-  held[0].permitted = held[0].effective = 1u << CAP_KILL | 1u << CAP_SETUID | 1u << CAP_SETGID | 1u << CAP_SETPCAP;
-  Must(static_cast<int>(syscall(SYS_capset, &header, held)), "keep four capabilities");
+  held[0].permitted = held[0].effective = 1u << CAP_KILL | 1u << CAP_SETUID | 1u << CAP_SETGID | 1u << CAP_SETPCAP | static_cast<uint32_t>(of_command);
+  Must(static_cast<int>(syscall(SYS_capset, &header, held)), "keep few capabilities");
   // Both are lost with a change of ids.
   Must(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "hide cell-init");
   Must(prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "end with the spawner");
@@ -114,7 +114,7 @@ static void SetUpNamespaces() {
 static void Build(Work work) {
   BuildRoot(work.plan, std::move(work.trees));
   Must(sethostname(work.plan.hostname.data(), work.plan.hostname.size()), "set the host name");
-  BecomeOwnUser(work.plan.count - 1);
+  BecomeOwnUser(work.plan.count - 1, work.plan.capabilities);
   Say({kReady});
 }
 

@@ -142,24 +142,80 @@ static void MakeLink(int root, const MountStep& step) {
   Must(symlinkat(step.content.c_str(), parent.get(), name.c_str()), "make the link", step.target);
 }
 
+// An overlay of the layers that come before it in the plan. They are mounted in `scratch` and named from there: kernels
+// before 6.15 take only layers that are mounted in the namespace, and those before 6.13 no descriptors.
+static Fd MakeOverlay(const Plan& plan, size_t at, std::map<uint16_t, Fd>* trees, int scratch) {
+  const MountStep& step = plan.mounts[at];
+  size_t first = at;
+  while (first > 0 && (plan.mounts[first - 1].flags & kLayer) != 0) first--;
+  std::string lower, upper;
+  for (size_t i = first; i < at; i++) {
+    auto tree = trees->find(static_cast<uint16_t>(i));
+    if (tree == trees->end()) Fail("find a layer of " + step.target, ENOENT);
+    std::string name = std::to_string(i);
+    Must(mkdirat(scratch, name.c_str(), 0700), "make a place for a layer of", step.target);
+    Fd place(openat(scratch, name.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    Must(place.get(), "open the place for a layer of", step.target);
+    Must(MoveMount(tree->second.get(), place.get()), "mount a layer of", step.target);
+    trees->erase(tree);
+    if ((plan.mounts[i].flags & kUpper) != 0) upper = name;
+    else lower += (lower.empty() ? "" : ":") + name;
+  }
+  Fd context(FsOpen("overlay"));
+  Must(context.get(), "open an overlay for", step.target);
+  Must(fchdir(scratch), "enter the folder of layers");
+  // Without it the kernel keeps its notes in attributes that only the host's root may write (EXDEV, EPERM).
+  Must(FsFlag(context.get(), "userxattr"), "ask for notes in user attributes in", step.target);
+  Must(FsSet(context.get(), "lowerdir", lower.c_str()), "set the lower layers of", step.target);
+  if (!upper.empty()) {
+    Must(FsSet(context.get(), "upperdir", (upper + "/upper").c_str()), "set the upper layer of", step.target);
+    Must(FsSet(context.get(), "workdir", (upper + "/work").c_str()), "set the work folder of", step.target);
+  }
+  const unsigned more = ((step.flags & kNoexec) != 0 ? MOUNT_ATTR_NOEXEC : 0) | (upper.empty() ? MOUNT_ATTR_RDONLY : 0);
+  Fd mount = MakeMount(context.get(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | more, step.target);
+  Must(chdir("/"), "leave the folder of layers");
+  return mount;
+}
+
+static size_t FirstOverlay(const Plan& plan) {
+  size_t i = 0;
+  while (i < plan.mounts.size() && plan.mounts[i].type != kOverlay) i++;
+  return i;
+}
+
 void BuildRoot(const Plan& plan, std::map<uint16_t, Fd> trees) {
   struct mount_attr alone = {};
   alone.propagation = MS_PRIVATE;
   Must(SetMountAttributes(AT_FDCWD, "/", AT_RECURSIVE, &alone), "part from the host's mounts");
-  Fd root = MakeTmpfs(plan.root_size, 0755, "/");
   // On top of the host's root, which always is a place to mount on; then the two change places.
   Fd host(open("/", O_PATH | O_DIRECTORY | O_CLOEXEC));
   Must(host.get(), "open the host's root");
+  // Where layers are mounted goes away with the host's root.
+  Fd scratch;
+  const size_t overlay = FirstOverlay(plan);
+  if (overlay < plan.mounts.size()) {
+    scratch = MakeTmpfs(1024 * 1024, 0700, "the layers");
+    Must(MoveMount(scratch.get(), host.get()), "mount the folder of layers");
+  }
+  const bool image = overlay < plan.mounts.size() && plan.mounts[overlay].target == "/";
+  Fd root = image ? MakeOverlay(plan, overlay, &trees, scratch.get()) : MakeTmpfs(plan.root_size, 0755, "/");
   Must(MoveMount(root.get(), host.get()), "mount the root");
 
   for (size_t i = 0; i < plan.mounts.size(); i++) {
     const MountStep& step = plan.mounts[i];
     switch (step.type) {
       case kBind: {
+        if ((step.flags & kLayer) != 0) break;
         auto tree = trees.find(static_cast<uint16_t>(i));
         if (tree == trees.end()) break;  // optional, and not there
         Attach(root.get(), tree->second.get(), step.target);
         trees.erase(tree);
+        break;
+      }
+      case kOverlay: {
+        if (step.target == "/") break;
+        Fd mount = MakeOverlay(plan, i, &trees, scratch.get());
+        Attach(root.get(), mount.get(), step.target);
         break;
       }
       case kTmpfs: {
@@ -180,7 +236,7 @@ void BuildRoot(const Plan& plan, std::map<uint16_t, Fd> trees) {
   // The old root now lies on the new one.
   Must(syscall(SYS_umount2, ".", kDetach), "let go of the host's root");
   Must(chdir("/"), "enter the new root");
-  SetReadOnly(root.get(), "/");
+  if (!image) SetReadOnly(root.get(), "/");
 }
 
 }  // namespace ambit

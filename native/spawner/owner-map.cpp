@@ -32,8 +32,8 @@ void WriteIdMap(int proc, pid_t pid, const char* name, uint32_t inside, uint32_t
   Must(static_cast<int>(write(file.get(), line, size)), "write", name);
 }
 
-int OwnerMaps::For(uint32_t uid, uint32_t gid, uint32_t base) {
-  for (auto& entry : entries_) if (entry.uid == uid && entry.gid == gid && entry.base == base) return entry.ns.get();
+int OwnerMaps::For(uint32_t uid, uint32_t gid, uint32_t base, uint32_t count) {
+  for (auto& entry : entries_) if (entry.uid == uid && entry.gid == gid && entry.base == base && entry.count == count) return entry.ns.get();
   struct clone_args args = {};
   args.flags = CLONE_NEWUSER;
   args.exit_signal = SIGCHLD;
@@ -48,12 +48,12 @@ int OwnerMaps::For(uint32_t uid, uint32_t gid, uint32_t base) {
     ~Child() { kill(pid, SIGKILL); while (waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {} }
   } child{pid};
   // In the map of a mount the first number is the owner on disk, the second who that is in the mount (mount_setattr(2)).
-  WriteIdMap(proc_, pid, "uid_map", uid, base, 1);
-  WriteIdMap(proc_, pid, "gid_map", gid, base, 1);
+  WriteIdMap(proc_, pid, "uid_map", uid, base, count);
+  WriteIdMap(proc_, pid, "gid_map", gid, base, count);
   Fd ns = OpenProc(proc_, pid, "ns/user", O_RDONLY);
   Must(ns.get(), "open the user namespace for the owner's files");
   if (entries_.size() >= kKeptMaps) entries_.pop_front();
-  entries_.push_back({uid, gid, base, std::move(ns)});
+  entries_.push_back({uid, gid, base, count, std::move(ns)});
   return entries_.back().ns.get();
 }
 

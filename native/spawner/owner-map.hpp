@@ -7,16 +7,17 @@
 
 namespace ambit {
 
-// Mappings for idmapped mounts: exactly one host owner to a cell's id 0, everybody else to nobody. A mapping lives as a
-// user namespace without processes; making one costs a process, so the last ones are kept (a cell's base is used again).
+// Mappings for idmapped mounts: `count` host owners from `uid` and `gid` on to a cell's ids from 0 on, everybody else to
+// nobody. A mapping lives as a user namespace without processes; making one costs a process, so the last ones are kept (a
+// cell's base is used again).
 class OwnerMaps {
  public:
   explicit OwnerMaps(int proc) : proc_(proc) {}
   // A descriptor of the namespace, owned by this object until it makes many more.
-  int For(uint32_t uid, uint32_t gid, uint32_t base);
+  int For(uint32_t uid, uint32_t gid, uint32_t base, uint32_t count = 1);
 
  private:
-  struct Entry { uint32_t uid, gid, base; Fd ns; };
+  struct Entry { uint32_t uid, gid, base, count; Fd ns; };
   int proc_;
   std::deque<Entry> entries_;
 };

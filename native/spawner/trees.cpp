@@ -40,7 +40,7 @@ static Fd OpenSource(const MountStep& mount) {
   return fd;
 }
 
-static Fd OpenTreeOf(const MountStep& mount, uint32_t base, const std::vector<Fd>& given, OwnerMaps& owners) {
+static Fd OpenTreeOf(const MountStep& mount, const Plan& plan, const std::vector<Fd>& given, OwnerMaps& owners) {
   Fd opened;
   int source = -1;
   if (mount.source_fd >= 0) {
@@ -67,10 +67,10 @@ static Fd OpenTreeOf(const MountStep& mount, uint32_t base, const std::vector<Fd
   // A copy is in its source's peer group: what the host mounts there later would appear in the cell.
   attributes.propagation = MS_PRIVATE;
   Must(SetMountAttributes(tree.get(), "", AT_EMPTY_PATH | deep, &attributes), "set the attributes of", mount.target);
-  if ((mount.flags & kIdmap) != 0) {
+  if ((mount.flags & (kIdmap | kIdmapAll)) != 0) {
     struct mount_attr map = {};
     map.attr_set = MOUNT_ATTR_IDMAP;
-    map.userns_fd = owners.For(mount.owner_uid, mount.owner_gid, base);
+    map.userns_fd = (mount.flags & kIdmapAll) != 0 ? owners.For(0, 0, plan.base, plan.count) : owners.For(mount.owner_uid, mount.owner_gid, plan.base);
     Must(SetMountAttributes(tree.get(), "", AT_EMPTY_PATH | deep, &map), "map the owner of files (the file system must support idmapped mounts) in", mount.target);
   }
   return tree;
@@ -80,7 +80,7 @@ std::vector<Tree> OpenTrees(const Plan& plan, const std::vector<Fd>& given, Owne
   std::vector<Tree> trees;
   for (size_t i = 0; i < plan.mounts.size(); i++) {
     if (plan.mounts[i].type != kBind) continue;
-    Fd tree = OpenTreeOf(plan.mounts[i], plan.base, given, owners);
+    Fd tree = OpenTreeOf(plan.mounts[i], plan, given, owners);
     if (tree) trees.push_back({static_cast<uint16_t>(i), std::move(tree)});
   }
   return trees;

@@ -134,13 +134,13 @@ export const WITH_LIMITS: ReadonlySet<string> = new Set([...LIMITED.keys(), ...M
  * libraries then fall back to an older call (clone3, openat2, faccessat2). Only what every kernel has and programs know as
  * privileged gets EPERM, so that their messages are the right ones.
  */
-export function filterPlan(allowed: ReadonlySet<string>, programsListed: boolean): SeccompPlan {
+export function filterPlan(allowed: ReadonlySet<string>, { programsListed, setIdHarmless = false }: { programsListed: boolean; setIdHarmless?: boolean }): SeccompPlan {
   const free = [...allowed].filter(name => !LIMITED.has(name))
   const rules: Rule[] = [{ names: free, action: 'allow' }]
   for (const [name, ways] of LIMITED) {
     if (allowed.has(name)) rules.push(...ways.map((args): Rule => ({ names: [name], action: 'allow', args: [...args] })))
   }
-  for (const { name, errno, args } of [...answers(), ...setIdRefusals(), ...deviceRefusals(), ...(programsListed ? [EXECUTABLE_MEMFD] : [])]) if (allowed.has(name)) rules.push({ names: [name], action: { errno }, args })
+  for (const { name, errno, args } of [...answers(), ...(setIdHarmless ? [] : setIdRefusals()), ...deviceRefusals(), ...(programsListed ? [EXECUTABLE_MEMFD] : [])]) if (allowed.has(name)) rules.push({ names: [name], action: { errno }, args })
   const refused = PRIVILEGED.filter(name => !allowed.has(name))
   return { defaultErrno: constants.errno.ENOSYS, rules: [...rules, { names: refused, action: { errno: constants.errno.EPERM } }] }
 }

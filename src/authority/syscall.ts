@@ -123,7 +123,10 @@ export const syscall: AuthorityKind<Declared, Used> = {
   },
 }
 
-/** The filter that holds a cell to its declared calls. `programsListed`: the contract lists what may be executed. */
-export function seccompPlan(declared: Declared, { programsListed }: { programsListed: boolean }): SeccompPlan {
-  return filterPlan(allowedBy(declared), programsListed)
+/**
+ * The filter that holds a cell to its declared calls. `programsListed`: the contract lists what may be executed.
+ * `setIdHarmless`: nothing that the job writes is ever a file of the host.
+ */
+export function seccompPlan(declared: Declared, about: { programsListed: boolean; setIdHarmless?: boolean }): SeccompPlan {
+  return filterPlan(allowedBy(declared), about)
 }

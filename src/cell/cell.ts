@@ -13,6 +13,7 @@ import { limitNotice, limitRecords, named, running } from './limits.ts'
 import { launchPlan, type PlanRequest } from './plan.ts'
 import type { CellHost, Reserved } from './reserve.ts'
 import { linksFollowed, realpathOrNull } from './root.ts'
+import { leadsTo, type Ids } from './see.ts'
 
 export type CellRequest = Omit<PlanRequest, 'id' | 'slot'> & {
   /** What happened with credentials before the start: part of the evidence. */
@@ -39,6 +40,8 @@ export type Cell = {
   ended: Promise<CellEnd>
 }
 
+/** The newest version of Landlock that cell-init knows (native/init/landlock.cpp). */
+const LANDLOCK_KNOWN = 9
 /** TERM first, so that a job can tidy up; KILL of the whole group after this many milliseconds. */
 const GRACE_MS = 3000
 
@@ -77,7 +80,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
     log.append({
       type: 'cell.started', cell: id, mode: contract.spec.mode, contract, contractDigest: contractDigest(contract), argv: request.argv,
       host: hostname(), boot: readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(), kernel: `${release()} ${arch()}`,
-      pipeline: contract.metadata.pipeline ?? null, links: linksOf(contract),
+      pipeline: contract.metadata.pipeline ?? null, links: linksOf(contract, request.owner),
     })
     log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract), ...request.limitEnforcers] })
     for (const event of request.credentials) log.append(event)
@@ -158,8 +161,13 @@ async function apiReader(hosts: readonly string[]): Promise<ApiReader | null> {
 }
 
 /** Where the contract's paths lead, for those that are not the whole truth themselves ("/bin/sh": "/usr/bin/dash"). */
-function linksOf(contract: Contract): Record<string, string> {
+function linksOf(contract: Contract, owner: Ids): Record<string, string> {
   const { exec, filesystem } = contract.spec.authority
+  const { rootfs } = contract.spec
+  if (rootfs !== undefined) {
+    const leads = [...exec, ...filesystem.read].filter(path => path.startsWith('/')).map(path => [path, leadsTo(path, owner, rootfs)] as const)
+    return Object.fromEntries(leads.filter((pair): pair is readonly [string, string] => pair[1] !== null && pair[1] !== pair[0]))
+  }
   // Only links of the host's packages are followed, and those are no secret.
   const leads = [...exec, ...filesystem.read].filter(path => dirname(path) === '/' || linksFollowed(realpathOrNull(dirname(path)) ?? '/')).map(path => [path, realpathOrNull(path)] as const)
   return Object.fromEntries(leads.filter((pair): pair is readonly [string, string] => pair[1] !== null && pair[1] !== pair[0]))
@@ -167,17 +175,31 @@ function linksOf(contract: Contract): Record<string, string> {
 
 function enforcers(native: NativeAddon, contract: Contract): { name: string; state: string }[] {
   const enforce = contract.spec.mode === 'enforce'
+  const { rootfs } = contract.spec
   const abi = native.landlockAbi()
   return [
     { name: 'namespaces', state: 'user mount pid net ipc uts cgroup' },
-    { name: 'capabilities', state: 'all dropped, no_new_privs' },
+    { name: 'capabilities', state: `${contract.spec.capabilities.length === 0 ? 'all dropped' : `${contract.spec.capabilities.join(' ')} in the cell's own user namespace, the others dropped`}, no_new_privs` },
     { name: 'seccomp', state: `profile ${contract.spec.authority.syscall.profile}, ${contract.spec.authority.syscall.allow.length} more by name` },
-    { name: 'root', state: enforce ? 'holds only what the contract declares' : 'the host read-only, without /run, /tmp, /proc, /sys and /dev' },
+    { name: 'root', state: rootfs !== undefined ? imageState(contract) : enforce ? 'holds only what the contract declares' : 'the host read-only, without /run, /tmp, /proc, /sys and /dev' },
+    { name: 'writes', state: writesState(contract) },
     { name: 'programs', state: !enforce || contract.spec.authority.exec.includes('*') ? 'any' : 'by Landlock; execve of memory and of what jobs write is refused; the loader can run what it can map' },
-    { name: 'unix sockets', state: 'not held: sockets in directories that the cell shows can be connected to' },
-    { name: 'landlock', state: !enforce ? 'off in observe' : abi === 0 ? 'the kernel has none' : `ABI ${Math.min(abi, 7)}` },
+    { name: 'unix sockets', state: enforce && abi >= 9 ? 'those of the cell\'s own processes only, by Landlock' : 'not held: sockets in directories that the cell shows can be connected to' },
+    { name: 'landlock', state: !enforce ? 'off in observe' : abi === 0 ? 'the kernel has none' : `ABI ${abi}${abi < LANDLOCK_KNOWN ? `; what ${LANDLOCK_KNOWN} would add is not held` : abi > LANDLOCK_KNOWN ? `, used as ${LANDLOCK_KNOWN}` : ''}` },
     { name: 'egress', state: enforce ? 'declared names only, by relay and resolver' : 'any public name, by relay and resolver' },
   ]
+}
+
+function imageState({ spec }: Contract): string {
+  const writes = spec.rootfsWrites === 'overlay' ? 'what is written is kept apart without a quota, and gone at the end' : 'read-only'
+  return `the image ${spec.rootfs}, ${writes}; all of it is there, and Landlock alone holds what the contract does not grant`
+}
+
+/** Where writes go that the cell has not for itself. */
+function writesState({ spec }: Contract): string {
+  const workspace = { shared: 'workspace: to the caller\'s directory', overlay: 'workspace: kept apart, without a quota', none: 'no workspace' }[spec.workspace]
+  const system = spec.system === 'overlay' ? '; granted directories of the host: to a copy without a quota, gone at the end' : ''
+  return `${workspace}${system}${spec.noexec.length > 0 ? `; nothing executes in ${spec.noexec.join(', ')}` : ''}`
 }
 
 export function signalName(number: number): string {

@@ -1,11 +1,15 @@
 import { constants, realpathSync, statSync } from 'node:fs'
+import { constants as system } from 'node:os'
 import { dirname } from 'node:path'
 import { inside, outermost } from '../authority/paths.ts'
 import { seccompPlan } from '../authority/syscall.ts'
 import { memoryBytes, type Contract } from '../contract/schema.ts'
 import { AmbitError } from '../errors.ts'
-import type { LandlockAccess, LaunchPlan, Mount, NativeAddon } from '../native.ts'
-import { elfInterpreters, linksFollowed, realpathOrNull, rootBuilder } from './root.ts'
+import type { LandlockAccess, LaunchPlan, Layer, Mount, NativeAddon } from '../native.ts'
+import { ownFiles } from './own-files.ts'
+import type { CellOverlays } from './overlays.ts'
+import { elfInterpreters, ELF_INTERPRETERS, linksFollowed, realpathOrNull, rootBuilder } from './root.ts'
+import { O_PATH, type Ids } from './see.ts'
 
 export const WORKSPACE = '/workspace'
 /** Where a cell finds what ambit hands it: the job's driver and secrets delivered by file. */
@@ -43,9 +47,10 @@ export type PlanRequest = {
   /** The caller's directory as a descriptor of the daemon. */
   workspace: number
   /** Whose rights decide what can be shown, and who owns what the cell writes. */
-  owner: { uid: number; gid: number }
+  owner: Ids
   /** Name below /run/ambit and content. */
   handed: { name: string; content: string; mode: number }[]
+  overlays: CellOverlays
 }
 
 /**
@@ -54,17 +59,73 @@ export type PlanRequest = {
  */
 export function launchPlan(native: NativeAddon, request: PlanRequest, opened: number[]): LaunchPlan {
   const { contract, owner } = request
-  const { authority, mode, limits, workspace } = contract.spec
+  const { authority, mode, limits, workspace, rootfs } = contract.spec
   const enforce = mode === 'enforce'
   const { read, write } = authority.filesystem
   const exec = authority.exec
-  const interpreters = elfInterpreters()
+  // Of an image the kernel finds its own, when the rules are made in the cell.
+  const interpreters = rootfs === undefined ? elfInterpreters() : ELF_INTERPRETERS
 
-  const writable = writableTrees(write)
-  const root = rootBuilder(writable, owner.uid === 0 ? undefined : owner)
+  const writable = hostWrites(contract)
   // Where a job can write and nothing that it may execute lies, nothing is executed: neither by name nor through the loader.
-  const noexec = (tree: string): boolean => enforce && !exec.some(path => path === '*' || inside(path, tree) || inside(tree, path))
-  if (enforce) {
+  const noexec = (tree: string): boolean =>
+    contract.spec.noexec.some(folder => inside(tree, folder)) || (enforce && !exec.some(path => path === '*' || inside(path, tree) || inside(tree, path)))
+  const ownRun = rootfs !== undefined || request.overlays.system.length > 0
+
+  const mounts: Mount[] = [
+    ...(rootfs === undefined ? hostMounts(request, writable, interpreters, noexec) : [imageMount(request, rootfs)]),
+    { type: 'proc', target: '/proc' },
+    ...devices(noexec),
+    { type: 'tmpfs', target: '/tmp', sizeBytes: 512 * MIB, mode: 0o1777, noexec: noexec('/tmp') },
+    // Packages keep their locks and sockets there.
+    ...(ownRun ? [{ type: 'tmpfs', target: '/run', sizeBytes: 16 * MIB, mode: 0o755, noexec: true } as const, { type: 'directory', target: '/run/lock', mode: 0o1777 } as const] : []),
+    // In an image and in an overlay of /etc they lie in a layer of their own.
+    ...(rootfs !== undefined || request.overlays.system.some(({ tree }) => tree === '/etc') ? [] : ownFiles(request.id).map(({ name, content }): Mount => ({ type: 'file', target: `/etc/${name}`, content, mode: 0o644 }))),
+    { type: 'directory', target: HANDED, mode: 0o755 },
+    ...request.handed.map(({ name, content, mode: bits }): Mount => ({ type: 'file', target: `${HANDED}/${name}`, content, mode: bits })),
+  ]
+  for (const path of writable) mounts.push({ type: 'bind', source: path, target: path, readonly: false, recursive: false, noexec: noexec(path), asUser: owner, idmapOwner: owner, optional: skips(contract) })
+  if (workspace !== 'none') mounts.push(...workspaceMounts(native, request, enforce, noexec, opened))
+
+  return {
+    id: request.id,
+    argv: request.argv,
+    env: request.env,
+    cwd: workspace === 'none' ? '/tmp' : WORKSPACE,
+    stdio: request.stdio,
+    ids: idsOf(request.slot),
+    hostname: 'cell',
+    rootSizeBytes: 64 * MIB,
+    mounts,
+    seccomp: filterFor(native, authority.syscall, { programsListed: enforce && !exec.includes('*'), setIdHarmless: workspace !== 'shared' && writable.length === 0 }),
+    landlock: enforce && native.landlockAbi() > 0 ? { rules: landlockRules(read, write, exec, interpreters.map(path => (rootfs === undefined ? realpathSync(path) : path)), ownRun) } : null,
+    userNamespaces: authority.syscall.allow.includes('unshare'),
+    capabilities: contract.spec.capabilities,
+    rlimits: [
+      // Not 0: a core_pattern that is a pipe ignores the limit, except for 1 (core(5)), and its reader is the host's root.
+      { name: 'core', soft: 1, hard: 1 },
+      { name: 'nofile', soft: limits.openFiles, hard: limits.openFiles },
+      { name: 'memlock', soft: Math.min(memoryBytes(limits.memory), 64 * MIB), hard: Math.min(memoryBytes(limits.memory), 64 * MIB) },
+    ],
+    uid: 0,
+    gid: 0,
+  }
+}
+
+/** The image, the cell's own folders and files above it, and where writes go if they may. */
+function imageMount({ overlays, owner }: PlanRequest, rootfs: string): Mount {
+  const { own, store } = overlays.root!
+  // Root's image keeps its owners' numbers; of others', only what is the caller's own is the cell's root's.
+  const image: Layer = owner.uid === 0 ? { source: rootfs, idmapAll: true } : { source: rootfs, asUser: owner, idmapOwner: owner }
+  return { type: 'overlay', target: '/', ...(store === null ? {} : { upper: { source: store } }), lower: [{ source: own }, image] }
+}
+
+/** What the cell shows of the host: what the contract grants, or in observe mode all that is no door to its services. */
+function hostMounts(request: PlanRequest, writable: readonly string[], interpreters: readonly string[], noexec: (tree: string) => boolean): Mount[] {
+  const { contract: { spec }, owner, overlays } = request
+  const { authority: { exec, filesystem: { read } } } = spec
+  const root = rootBuilder(writable, owner.uid === 0 ? undefined : owner)
+  if (spec.mode === 'enforce') {
     for (const path of read) root.expose(path)
     if (exec.length > 0) for (const path of interpreters) root.expose(path)
     for (const path of exec) if (path !== '*') root.expose(path)
@@ -78,56 +139,39 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
   } else {
     root.exposeHost()
   }
-
-  const mounts: Mount[] = [
+  // Links that lead into a tree that is written through an overlay are shown as those into one that is read.
+  for (const { tree } of overlays.system) root.expose(tree)
+  return [
     ...root.mounts().map(mount => (mount.type === 'bind' && !LIBRARIES.some(tree => inside(mount.target, tree)) ? { ...mount, noexec: noexec(mount.target) } : mount)),
-    { type: 'proc', target: '/proc' },
-    ...devices(noexec),
-    { type: 'tmpfs', target: '/tmp', sizeBytes: 512 * MIB, mode: 0o1777, noexec: noexec('/tmp') },
-    ...ownFiles(request.id),
-    { type: 'directory', target: HANDED, mode: 0o755 },
-    ...request.handed.map(({ name, content, mode: bits }): Mount => ({ type: 'file', target: `${HANDED}/${name}`, content, mode: bits })),
+    ...overlays.system.map(({ tree, own, store }): Mount => ({
+      type: 'overlay', target: tree, upper: { source: store }, lower: [{ source: own }, { source: tree, idmapAll: true }], noexec: !LIBRARIES.some(folder => inside(tree, folder)) && noexec(tree),
+    })),
   ]
-  for (const path of writable) mounts.push({ type: 'bind', source: path, target: path, readonly: false, recursive: false, noexec: noexec(path), asUser: owner, idmapOwner: owner })
-  if (workspace === 'shared') mounts.push(...workspaceMounts(native, request, enforce, noexec, opened))
+}
 
-  return {
-    id: request.id,
-    argv: request.argv,
-    env: request.env,
-    cwd: workspace === 'shared' ? WORKSPACE : '/tmp',
-    stdio: request.stdio,
-    ids: idsOf(request.slot),
-    hostname: 'cell',
-    rootSizeBytes: 64 * MIB,
-    mounts,
-    seccomp: filterFor(native, authority.syscall, enforce && !exec.includes('*')),
-    landlock: enforce && native.landlockAbi() > 0 ? { rules: landlockRules(read, write, exec, interpreters) } : null,
-    userNamespaces: authority.syscall.allow.includes('unshare'),
-    rlimits: [
-      // Not 0: a core_pattern that is a pipe ignores the limit, except for 1 (core(5)), and its reader is the host's root.
-      { name: 'core', soft: 1, hard: 1 },
-      { name: 'nofile', soft: limits.openFiles, hard: limits.openFiles },
-      { name: 'memlock', soft: Math.min(memoryBytes(limits.memory), 64 * MIB), hard: Math.min(memoryBytes(limits.memory), 64 * MIB) },
-    ],
-    uid: 0,
-    gid: 0,
-  }
+/** Trees that the contract grants for writing and that are not the cell's own. A tree in another comes with it. */
+export function writesOutside(write: readonly string[]): string[] {
+  const ownOfCell = ['/proc', '/sys', '/dev', '/tmp', WORKSPACE]
+  return outermost(write.filter(path => path !== '/' && !ownOfCell.some(own => inside(path, own))))
+}
+
+/** Trees of the host that what the job writes really changes. */
+export function hostWrites({ spec }: Contract): string[] {
+  return spec.rootfs !== undefined || spec.system === 'overlay' ? [] : writableTrees(spec.authority.filesystem.write)
 }
 
 /**
  * Host trees that the job may write, named as the contract names them: the spawner follows no link, and refuses what leads
- * through one. A tree in another comes with it.
+ * through one.
  */
 export function writableTrees(write: readonly string[]): string[] {
-  const ownOfCell = ['/proc', '/sys', '/dev', '/tmp', WORKSPACE]
-  const trees = outermost(write.filter(path => path !== '/' && !ownOfCell.some(own => inside(path, own))))
+  const trees = writesOutside(write)
   // What a job leaves there would lead later cells, of other contracts, wherever it likes.
   const trusted = trees.find(linksFollowed)
   if (trusted !== undefined) {
     throw new AmbitError('CELL_FAILED', {
       attempted: `let the job write to ${trusted}`, why: 'links there are followed when cells are built: they are taken for the host\'s packages\'',
-      remedy: 'grant writing to a directory of the job\'s own, below /var, /srv, /opt or /usr/local',
+      remedy: 'grant writing to a directory of the job\'s own, below /var, /srv, /opt or /usr/local; or set "system: overlay": what is written then changes nothing on the host',
     })
   }
   return trees
@@ -137,25 +181,25 @@ const filters = new Map<string, Buffer>()
 const KEPT_FILTERS = 64
 
 /** Compiling a filter takes ten times as long as building the rest of a cell, and jobs come back with the same one. */
-function filterFor(native: NativeAddon, declared: Contract['spec']['authority']['syscall'], programsListed: boolean): Buffer {
-  const key = JSON.stringify([declared, programsListed])
+function filterFor(native: NativeAddon, declared: Contract['spec']['authority']['syscall'], about: Parameters<typeof seccompPlan>[1]): Buffer {
+  const key = JSON.stringify([declared, about])
   const known = filters.get(key)
   if (known !== undefined) return known
-  const filter = native.buildSeccomp(seccompPlan(declared, { programsListed }))
+  const filter = native.buildSeccomp(seccompPlan(declared, about))
   if (filters.size >= KEPT_FILTERS) filters.delete(filters.keys().next().value!)
   filters.set(key, filter)
   return filter
 }
 
 /** A second fence behind the root: the same grants, held by the kernel against the job itself. */
-function landlockRules(read: readonly string[], write: readonly string[], exec: readonly string[], interpreters: readonly string[]): { path: string; access: LandlockAccess[] }[] {
+function landlockRules(read: readonly string[], write: readonly string[], exec: readonly string[], interpreters: readonly string[], ownRun: boolean): { path: string; access: LandlockAccess[] }[] {
   const rules = new Map<string, Set<LandlockAccess>>()
   const grant = (path: string, ...access: LandlockAccess[]): void => {
     const held = rules.get(path) ?? new Set()
     for (const one of access) held.add(one)
     rules.set(path, held)
   }
-  for (const path of ['/proc', '/dev']) grant(path, 'read', 'write')
+  for (const path of ['/proc', '/dev', ...(ownRun ? ['/run'] : [])]) grant(path, 'read', 'write')
   for (const path of ['/etc/resolv.conf', '/etc/hosts', '/etc/hostname', '/etc/ld.so.cache', HANDED]) grant(path, 'read')
   for (const path of read) grant(path, 'read')
   for (const path of write) grant(path, 'read', 'write')
@@ -167,7 +211,7 @@ function landlockRules(read: readonly string[], write: readonly string[], exec: 
     else grant(path, 'read', 'execute')
   }
   // The kernel opens the interpreter of a dynamic program with the same check as the program.
-  if (exec.length > 0) for (const path of interpreters) grant(realpathSync(path), 'read', 'execute')
+  if (exec.length > 0) for (const path of interpreters) grant(path, 'read', 'execute')
   return [...rules].map(([path, access]) => ({ path, access: [...access] }))
 }
 
@@ -178,21 +222,33 @@ function landlockRules(read: readonly string[], write: readonly string[], exec: 
 function workspaceMounts(native: NativeAddon, request: PlanRequest, enforce: boolean, noexec: (tree: string) => boolean, opened: number[]): Mount[] {
   const { read, write } = request.contract.spec.authority.filesystem
   const { exec } = request.contract.spec.authority
+  const { workspace: store } = request.overlays
   const mount = (source: number, target: string, readonly: boolean): Mount => ({ type: 'bind', source, target, readonly, recursive: false, noexec: noexec(target), idmapOwner: request.owner })
   const granted = [...read, ...write, ...exec].some(path => path === '/' || path === '*' || inside(path, WORKSPACE))
   if (enforce && !granted) return [{ type: 'directory', target: WORKSPACE, mode: 0o755 }]
   const whole = !enforce || write.some(path => path === '/' || path === WORKSPACE)
+  if (store !== null && (whole || write.some(path => inside(path, WORKSPACE)))) {
+    // Writable as a whole: which part of it the job may write is for Landlock to say, and for whoever applies the changes.
+    return [{ type: 'overlay', target: WORKSPACE, upper: { source: store, idmapOwner: request.owner }, lower: [{ source: request.workspace, idmapOwner: request.owner }], noexec: noexec(WORKSPACE), fromJobs: true }]
+  }
   if (whole) return [mount(request.workspace, WORKSPACE, false)]
   const parts = outermost(write.filter(path => inside(path, WORKSPACE)))
-  return [mount(request.workspace, WORKSPACE, true), ...parts.map(path => {
-    const part = native.openBeneath(request.workspace, path.slice(WORKSPACE.length + 1), O_PATH, 0)
-    opened.push(part)
-    return mount(part, path, false)
+  return [mount(request.workspace, WORKSPACE, true), ...parts.flatMap(path => {
+    try {
+      const part = native.openBeneath(request.workspace, path.slice(WORKSPACE.length + 1), O_PATH | constants.O_NOFOLLOW, 0)
+      opened.push(part)
+      return [mount(part, path, false)]
+    } catch (error) {
+      if (skips(request.contract) && (error as { errno?: number }).errno === system.errno.ENOENT) return []
+      throw error
+    }
   })]
 }
 
-/** Linux's; Node names it nowhere (include/uapi/asm-generic/fcntl.h). */
-const O_PATH = 0o10_000_000 | constants.O_NOFOLLOW
+/** Granted paths that are not there are left out. */
+function skips({ spec }: Contract): boolean {
+  return spec.missingPaths === 'skip'
+}
 
 function devices(noexec: (tree: string) => boolean): Mount[] {
   const node = (name: string): Mount => ({ type: 'bind', source: `/dev/${name}`, target: `/dev/${name}`, readonly: false, recursive: false, device: true, noexec: true })
@@ -203,14 +259,5 @@ function devices(noexec: (tree: string) => boolean): Mount[] {
     { type: 'devpts', target: '/dev/pts' },
     { type: 'tmpfs', target: '/dev/shm', sizeBytes: 64 * MIB, mode: 0o1777, noexec: noexec('/dev/shm') },
     link('fd', '/proc/self/fd'), link('stdin', '/proc/self/fd/0'), link('stdout', '/proc/self/fd/1'), link('stderr', '/proc/self/fd/2'), link('ptmx', 'pts/ptmx'),
-  ]
-}
-
-function ownFiles(id: string): Mount[] {
-  const file = (target: string, content: string): Mount => ({ type: 'file', target, content, mode: 0o644 })
-  return [
-    file('/etc/resolv.conf', 'nameserver 127.0.0.1\noptions timeout:5 attempts:2\n'),
-    file('/etc/hosts', '127.0.0.1 localhost\n::1 localhost\n127.0.1.1 cell\n'),
-    file('/etc/hostname', `cell-${id}\n`),
   ]
 }

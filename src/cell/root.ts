@@ -3,6 +3,7 @@ import { dirname, join, posix } from 'node:path'
 import { inside } from '../authority/paths.ts'
 import { AmbitError } from '../errors.ts'
 import type { Mount } from '../native.ts'
+import { maySearch } from './see.ts'
 
 /** Never part of a cell's view of the host, even when the contract grants "/": they are the cell's own, or doors to the host's services. */
 const OWN = new Set(['/proc', '/sys', '/dev', '/run', '/tmp', '/boot', '/workspace', '/lost+found', '/var/run'])
@@ -160,12 +161,6 @@ function linkRefused(path: string, at: string): AmbitError {
   })
 }
 
-/** A hint of permissions(7) without groups: what a caller may not look up is to them as if it were not there. The spawner asks the kernel. */
-function maySearch(stat: Stats, user: { uid: number; gid: number }): boolean {
-  const bit = stat.uid === user.uid ? 0o100 : stat.gid === user.gid ? 0o010 : 0o001
-  return (stat.mode & bit) !== 0
-}
-
 /** A directory before what lies in it. */
 function byDepth(a: Mount, b: Mount): number {
   return a.target.split('/').length - b.target.split('/').length || a.target.localeCompare(b.target)
@@ -190,8 +185,10 @@ export function realpathOrNull(path: string): string | null {
   }
 }
 
+export const ELF_INTERPRETERS: readonly string[] = ['/lib64/ld-linux-x86-64.so.2', '/lib/ld-linux-aarch64.so.1', '/lib/ld-musl-x86_64.so.1', '/lib/ld-musl-aarch64.so.1']
+
 /** The ELF interpreters that the host's programs ask the kernel for: part of every cell that may execute at all. */
 export function elfInterpreters(): string[] {
-  return ['/lib64/ld-linux-x86-64.so.2', '/lib/ld-linux-aarch64.so.1', '/lib/ld-musl-x86_64.so.1', '/lib/ld-musl-aarch64.so.1']
+  return ELF_INTERPRETERS
     .filter(path => realpathOrNull(path) !== null)
 }

@@ -1,6 +1,7 @@
 import { readFileSync, rmSync } from 'node:fs'
 import { Option, type Command } from 'commander'
 import { pino } from 'pino'
+import { CHANGES_DIR } from '../changes/changes.ts'
 import { NO_ISSUERS, readIssuers } from '../credentials/config.ts'
 import { startDaemon } from '../daemon/daemon.ts'
 import { AmbitError } from '../errors.ts'
@@ -15,6 +16,7 @@ export function daemonCommand(program: Command): void {
   program.command('daemon')
     .description('run the host daemon in the foreground: owns cells, probes, credentials and evidence')
     .option('--state <dir>', 'evidence, signing key and feed token', '/var/lib/ambit')
+    .option('--changes <dir>', 'what jobs wrote to overlay workspaces, until it is applied or discarded', CHANGES_DIR)
     .option('--socket <path>', 'control socket', DEFAULT_SOCKET)
     .option('--group <name>', 'group that may use the control socket; without it only root may')
     .option('--feed-port <n>', 'port of the evidence feed on 127.0.0.1; 0 takes a free one', '9466')
@@ -34,7 +36,7 @@ The feed's bearer token is in DIR/feed-token (mode 0600); DIR/public-key.pem ver
           process.exitCode = 1
           fatal?.()
         },
-        stateDir: options.state, socketPath: options.socket, socketGroup: options.group === undefined ? null : groupId(options.group),
+        stateDir: options.state, changesDir: options.changes, socketPath: options.socket, socketGroup: options.group === undefined ? null : groupId(options.group),
         feedPort: port(options.feedPort), spareCells: spareCells(options.spareCells), issuers: options.issuers === undefined ? NO_ISSUERS : readIssuers(options.issuers), log,
       })
       const parent = process.ppid

@@ -2,6 +2,7 @@ import { Command, CommanderError } from 'commander'
 import { AmbitError } from '../errors.ts'
 import { VERSION } from '../package.ts'
 import { auditCommand } from './audit.ts'
+import { changesCommand } from './changes.ts'
 import { completionCommand } from './completion.ts'
 import { daemonCommand } from './daemon.ts'
 import { doctorCommand } from './doctor.ts'
@@ -30,7 +31,7 @@ The loop, command by command:
 Exit status: 0 done, 1 a check failed, 2 bad input or a missing part, 125 the cell could not be built;
 ambit run gives the status of its command.`)
 
-for (const command of [loopCommand, auditCommand, runCommand, verdictCommand, narrowCommand, verifyCommand, feedCommand, doctorCommand, daemonCommand, completionCommand]) {
+for (const command of [loopCommand, auditCommand, runCommand, changesCommand, verdictCommand, narrowCommand, verifyCommand, feedCommand, doctorCommand, daemonCommand, completionCommand]) {
   command(program)
 }
 

@@ -29,7 +29,7 @@ export function contractFromJob(job: JobContract): Contract {
     kind: 'Cell',
     metadata: { name: job.name.replace(/[^A-Za-z0-9._-]+/g, '-').replace(/^[.-]+/, '').slice(0, 128) || 'job', pipeline: job.pipeline },
     spec: {
-      mode: 'observe', ttl: TTL, workspace: 'shared', environment: job.environment, hosts: job.hosts,
+      mode: 'observe', ttl: TTL, workspace: 'shared', missingPaths: 'skip', environment: job.environment, hosts: job.hosts,
       authority: { ...granted, github: { ...granted.github, apiUrl: job.apiUrl, repositories: job.repositories } },
     },
   })

@@ -78,6 +78,15 @@ export function readContract(text: string, file: string): Contract {
   return refuse({ ...first, why: first.why + more })
 }
 
+/** The line and column of a part of a contract that was read without a fault. */
+export function placeIn(text: string, path: readonly PropertyKey[]): { line: number; column: number } {
+  const lines = new LineCounter()
+  const composed = composedOf(text, lines)
+  if ('why' in composed) return { line: 1, column: 1 }
+  const { line, col } = lines.linePos(offsetOf(composed.document, path, false))
+  return { line: Math.max(line, 1), column: Math.max(col, 1) }
+}
+
 /** Reads a contract file. FILE_UNREADABLE if it cannot be opened, CONTRACT_INVALID if it is not one. */
 export function readContractFile(path: string): Contract {
   let bytes: Buffer

@@ -2,7 +2,9 @@ import { isIP } from 'node:net'
 import { z } from 'zod'
 import { canonicalName, isName } from '../authority/destination.ts'
 import { KIND_BY_NAME } from '../authority/kinds.ts'
+import { grantedPath, inside } from '../authority/paths.ts'
 import { repeated } from '../authority/words.ts'
+import { CAPABILITIES, REFUSED_CAPABILITIES, type Capability } from './capabilities.ts'
 
 const SECONDS = { s: 1, m: 60, h: 3600 } as const
 /** As long as the longest job that GitHub lets a self-hosted runner run. */
@@ -86,6 +88,27 @@ const pipeline = z.strictObject({
   digest: label.describe('of the file when the contract was made'),
 }).describe('where the authority comes from; the ledger is keyed by it')
 
+/** Each once, of a closed list. */
+function few<T extends string>(names: readonly T[], fault: (name: string) => string): z.ZodType<T[], unknown> {
+  const one = z.string().superRefine((name, context) => {
+    if (!(names as readonly string[]).includes(name)) context.addIssue({ code: 'custom', message: fault(name), input: name })
+  })
+  return z.array(one).superRefine((list, context) => {
+    const twice = repeated(list)
+    if (twice !== undefined) context.addIssue({ code: 'custom', message: `${twice} is listed twice`, path: [list.lastIndexOf(twice)], input: list })
+  }) as unknown as z.ZodType<T[], unknown>
+}
+
+function capabilityFault(name: string): string {
+  const plain = name.toUpperCase().replace(/^CAP_/, '')
+  if ((CAPABILITIES as readonly string[]).includes(plain)) return `write ${plain}`
+  const reason = REFUSED_CAPABILITIES.get(plain)
+  return reason === undefined ? `must be one of ${CAPABILITIES.join(', ')}` : `no cell gives ${plain}: ${reason}`
+}
+
+/** The places of a cell where jobs write and that are the cell's own. */
+export const NOEXEC_TREES = ['/workspace', '/tmp', '/dev/shm'] as const
+
 type Kinds = typeof KIND_BY_NAME
 /** Every kind parses its own absence to the empty declaration: absent means none. */
 const authority = z.strictObject(
@@ -102,7 +125,13 @@ export const contractSchema = z.strictObject({
   spec: z.strictObject({
     mode: z.enum(['observe', 'enforce']).describe('observe: record, deny nothing that the contract omits; enforce: withhold what it omits'),
     ttl: ttl.describe('how long the cell may run at most: 30s, 5m, 1h'),
-    workspace: z.enum(['shared', 'none']).default('none').describe('shared: the caller\'s directory is /workspace; none: there is no workspace'),
+    workspace: z.enum(['shared', 'overlay', 'none']).default('none').describe('shared: the caller\'s directory is /workspace; overlay: the same, but what the job writes is kept apart, to be shown, applied or discarded with `ambit changes`; none: there is no workspace'),
+    rootfs: grantedPath.refine(path => path !== '/', 'is the host itself: leave rootfs out to run on it').optional().describe('an unpacked image that the cell runs from instead of the host\'s system; the contract\'s paths are then paths in it'),
+    rootfsWrites: z.enum(['readonly', 'overlay']).default('readonly').describe('overlay: the job may change the image for itself; what it wrote is gone at its end'),
+    system: z.enum(['readonly', 'overlay']).default('readonly').describe('overlay: grants to write to the host\'s directories are grants to write to a copy, which is gone at the end'),
+    capabilities: few(CAPABILITIES, capabilityFault).default([]).describe('what the cell\'s root may do to files and processes of the cell; nothing of it reaches the host'),
+    noexec: few(NOEXEC_TREES, () => `must be one of ${NOEXEC_TREES.join(', ')}`).default([]).describe('where nothing is executed, whatever authority.exec allows'),
+    missingPaths: z.enum(['refuse', 'skip']).default('refuse').describe('what becomes of a granted path that does not exist: the contract is refused, or the grant is left out'),
     limits: z.strictObject({
       memory: memory.default('2GiB').describe('memory of all processes together'),
       pids: whole(2, 'the cell\'s own process and the command', PIDS_MAX).default(1024).describe('processes and threads at one time'),
@@ -122,13 +151,26 @@ export const contractSchema = z.strictObject({
     }).prefault({}).describe('the command\'s environment; nothing else of the caller\'s enters'),
     hosts: z.record(hostName, z.string().refine(address => isIP(address) !== 0, 'must be an IPv4 or IPv6 address')).refine(fewKeys, tooMany).default({}).describe('names that resolve to a fixed address'),
     authority: authority.describe('what the cell may do; what is absent is not granted'),
-  }).describe('how the cell runs'),
+  }).superRefine(refuseContradictions).describe('how the cell runs'),
 })
+
+type Together = { workspace: string; rootfs?: string | undefined; rootfsWrites: string; system: string; capabilities: string[]; authority: unknown }
+
+/** Parts that are right by themselves and wrong together. */
+function refuseContradictions(spec: Together, context: z.core.$RefinementCtx): void {
+  const refuse = (path: PropertyKey[], message: string): void => { context.addIssue({ code: 'custom', message, path, input: spec }) }
+  if (spec.rootfs === undefined && spec.rootfsWrites === 'overlay') refuse(['rootfsWrites'], 'says how an image is written, and rootfs names none')
+  if (spec.rootfs !== undefined && spec.system === 'overlay') refuse(['system'], 'is about the host\'s directories, and the cell runs from the image that rootfs names: rootfsWrites is its like')
+  const { write } = (spec.authority as { filesystem: { write: string[] } }).filesystem
+  const ofHost = spec.rootfs === undefined && spec.system === 'readonly' && write.some(path => !['/workspace', '/tmp'].some(own => inside(path, own)))
+  const place = spec.capabilities.indexOf('FSETID')
+  if (place >= 0 && (spec.workspace === 'shared' || ofHost)) refuse(['capabilities', place], 'FSETID would let the job rewrite a set-user-id file of the host that keeps its bit: it needs "workspace: overlay" or "none", and "system: overlay" where the contract grants writing elsewhere')
+}
 
 type KindDeclarations = { [K in keyof Kinds]: z.output<Kinds[K]['schema']> }
 type Parsed = z.output<typeof contractSchema>
 /** A contract with every default filled in. */
 export type Contract = Omit<Parsed, 'spec' | 'metadata'> & {
   metadata: { name: string; pipeline?: z.output<typeof pipeline> }
-  spec: Omit<Parsed['spec'], 'authority'> & { authority: KindDeclarations }
+  spec: Omit<Parsed['spec'], 'authority' | 'capabilities'> & { authority: KindDeclarations; capabilities: Capability[] }
 }

@@ -1,9 +1,11 @@
-import { mkdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
 import { constants } from 'node:os'
-import { dirname, join } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import type { Logger } from 'pino'
 import { inside } from '../authority/paths.ts'
-import { CELL_SLOTS, isCellId, writableTrees } from '../cell/plan.ts'
+import { refuseMissing } from '../cell/missing.ts'
+import { openOverlays, pruneChanges } from '../cell/overlays.ts'
+import { CELL_SLOTS, hostWrites, isCellId } from '../cell/plan.ts'
 import { startCell, tlsLibraries, type Cell, type CellEnd, type EndReason } from '../cell/cell.ts'
 import { openCgroups } from '../cell/cgroup.ts'
 import { heldLimits } from '../cell/limits.ts'
@@ -27,6 +29,8 @@ import { clientMessage, encodeDaemonMessage, type DaemonMessage, type RunMessage
 export type DaemonOptions = {
   /** Evidence, key, token: mode 0700. */
   stateDir: string
+  /** What jobs write to overlay workspaces waits there for their callers. */
+  changesDir: string
   socketPath: string
   /** Group that may use the socket; null: root alone. */
   socketGroup: number | null
@@ -114,33 +118,43 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     if (stopping) throw new AmbitError('CELL_FAILED', { attempted: 'build the cell', why: 'the daemon is stopping', remedy: 'try again later' })
     const { stdio, workspace, evidence } = runDescriptors(addon, fds, message.evidence, own)
     const contract: Contract = readContract(message.contract.text, message.contract.file)
+    const owner = { uid: peer.uid, gid: peer.gid }
     refuseOwn(contract, own)
+    refuseMissing(contract, owner, { workspace, native: addon, ...message.contract })
     const held = heldLimits(contract, cgroups, contract.spec.workspace === 'none' ? null : workspace)
     const reserved = await spares.take(peer.uid, held.limits).catch((error: unknown) => { throw failedToBuild(error) })
     const { id } = reserved
     try {
-      const credentials = await grantCredentials(contract, options.issuers, message).catch(async (error: unknown) => {
+      const released = async (error: unknown): Promise<never> => {
         await reserved.release()
         throw error
+      }
+      const overlays = await openOverlays(addon, options.changesDir, { id, slot: reserved.slot, contract, owner, workspace, own }).catch(released)
+      const credentials = await grantCredentials(contract, options.issuers, message).catch(async (error: unknown) => {
+        await overlays.discard()
+        return released(error)
       })
       const cellLog = store.begin(id)
       let cell: Cell
       try {
         cell = await startCell(host, reserved, {
           contract, argv: message.argv, env: credentials.env, stdio, workspace,
-          owner: { uid: peer.uid, gid: peer.gid }, handed: credentials.handed, credentials: credentials.events, credentialHooks: credentials.hooks,
-          apiHosts: credentials.apiHosts, limitEnforcers: held.enforcers,
+          owner, handed: credentials.handed, credentials: credentials.events, credentialHooks: credentials.hooks,
+          apiHosts: credentials.apiHosts, overlays, limitEnforcers: held.enforcers,
         }, cellLog, credentials.revoke)
       } catch (error) {
         await credentials.revoke()
         await store.abandon(cellLog)
+        await overlays.discard()
         throw failedToBuild(error)
       }
       cells.set(connection, cell)
       send(connection, { type: 'started', cell: id })
       log.info({ cell: id, contract: contract.metadata.name, uid: peer.uid }, 'cell started')
       if (gone.has(connection)) cell.kill('client-gone')
+      let changes: string | null = null
       const sealAndExport = async (): Promise<void> => {
+        changes = await overlays.keep()
         await store.finish(cellLog, contract)
         if (evidence === undefined) return
         try {
@@ -154,9 +168,10 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
         }
       }
       spares.refill(REFILL_MS)
-      const tell = (end: CellEnd): void => send(connection, { type: 'ended', cell: id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(id), notice: end.notice })
+      const tell = (end: CellEnd): void => send(connection, { type: 'ended', cell: id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(id), notice: end.notice, changes })
       // Who did not ask for the evidence is not held up by its sealing.
-      if (evidence === undefined) void cell.exited.then(tell, () => {})
+      const early = evidence === undefined && overlays.workspace === null
+      if (early) void cell.exited.then(tell, () => {})
       let end
       try {
         end = await cell.ended
@@ -166,7 +181,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       }
       await sealAndExport()
       log.info({ cell: id, ...end }, 'cell ended')
-      if (evidence !== undefined) tell(end)
+      if (!early) tell(end)
     } finally {
       spares.give(reserved.slot)
       spares.refill(0)
@@ -214,7 +229,8 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     cells.get(connection)?.kill('client-gone')
   }
   mkdirSync(dirname(options.socketPath), { recursive: true, mode: 0o755 })
-  const own = [...new Set([options.stateDir, dirname(options.socketPath)])].map(folder => realpathSync(folder))
+  await pruneChanges(options.changesDir)
+  const own = [...new Set([options.stateDir, dirname(options.socketPath), options.changesDir])].map(folder => (existsSync(folder) ? realpathSync(folder) : resolve(folder)))
   const control = await opened(() => new addon.Control(options.socketPath, options.socketGroup === null ? 0o600 : 0o660, options.socketGroup ?? 0, receive, left),
     `open the control socket ${options.socketPath}`, 'another daemon may answer there: end it, or choose another path with --socket')
   // Whoever waits for the daemon reads this file; it appears whole or not at all.
@@ -243,11 +259,12 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   }
 }
 
-/** A tree that a job may write is shown with its owner's rights: never one that holds the daemon's key. */
+/** A tree that a job may write, and an image, is shown with its owner's rights: never one that holds the daemon's key. */
 function refuseOwn(contract: Contract, own: readonly string[]): void {
-  for (const path of writableTrees(contract.spec.authority.filesystem.write)) {
+  const { rootfs } = contract.spec
+  for (const path of [...hostWrites(contract), ...(rootfs === undefined ? [] : [rootfs])]) {
     const held = own.find(folder => inside(folder, path) || inside(path, folder))
-    if (held !== undefined) throw new AmbitError('FORBIDDEN', { attempted: 'build the cell', why: `the contract grants writing to ${path}, and the daemon keeps its own in ${held}`, remedy: 'grant a directory that has nothing of the daemon in it' })
+    if (held !== undefined) throw new AmbitError('FORBIDDEN', { attempted: 'build the cell', why: `the contract ${path === rootfs ? 'names' : 'grants writing to'} ${path}, and the daemon keeps its own in ${held}`, remedy: 'grant a directory that has nothing of the daemon in it' })
   }
 }
 

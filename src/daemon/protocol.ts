@@ -57,8 +57,11 @@ export function clientMessage(packet: Buffer): ClientMessage {
 
 export type DaemonMessage =
   | { type: 'started'; cell: string }
-  /** `code` and `signal` are the command's; `evidence` is the bundle's path at the daemon; `notice` a line for a person. */
-  | { type: 'ended'; cell: string; code: number | null; signal: number | null; reason: string; evidence: string; notice: string | null }
+  /**
+   * `code` and `signal` are the command's; `evidence` is the bundle's path at the daemon, `changes` that of what was written to an
+   * overlay workspace; `notice` a line for a person.
+   */
+  | { type: 'ended'; cell: string; code: number | null; signal: number | null; reason: string; evidence: string; notice: string | null; changes?: string | null }
   | { type: 'error'; error: { code: ErrorCode } & Omit<ErrorDetail, 'cause'>; exitCode: number }
   | { type: 'status'; version: string; cells: number; feedPort: number }
 
@@ -67,11 +70,11 @@ const MAX_TEXT = 16 * 1024
 
 /** A message as its bytes: NAME=VALUE fields, each ended by a zero byte; what is null is left out. */
 export function encodeDaemonMessage(message: DaemonMessage): Buffer {
-  const fields: Record<string, string | number | null> = message.type === 'error'
+  const fields: Record<string, string | number | null | undefined> = message.type === 'error'
     ? { type: 'error', code: message.error.code, exitCode: message.exitCode, text: errorText(message.error) }
     : message
   return Buffer.from(Object.entries(fields)
-    .filter(([, value]) => value !== null)
+    .filter(([, value]) => value !== null && value !== undefined)
     .map(([name, value]) => `${name}=${String(value).replaceAll('\0', '\ufffd')}\0`).join(''))
 }
 

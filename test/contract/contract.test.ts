@@ -29,7 +29,7 @@ t.test('absent means none, and every default is filled in', async t => {
   t.same(readContract(HEAD, 'c.yaml'), {
     apiVersion: 'ambit/v1', kind: 'Cell', metadata: { name: 'x' },
     spec: {
-      mode: 'enforce', ttl: '1m', workspace: 'none', limits: { memory: '2GiB', pids: 1024, openFiles: 4096 }, environment: { pass: [], set: {} }, hosts: {},
+      mode: 'enforce', ttl: '1m', workspace: 'none', rootfsWrites: 'readonly', system: 'readonly', capabilities: [], noexec: [], missingPaths: 'refuse', limits: { memory: '2GiB', pids: 1024, openFiles: 4096 }, environment: { pass: [], set: {} }, hosts: {},
       authority: {
         github: { permissions: {}, repositories: [], apiUrl: 'https://api.github.com' }, network: [], filesystem: { read: [], write: [] }, exec: [],
         syscall: { profile: 'minimal', allow: [] }, secret: [],
@@ -216,4 +216,22 @@ t.test('a narrowed contract is to be enforced, holds what was used, and is narro
   const partly = narrowContract(contract, [started(contract), hooks(['file']), ...events.slice(2)])
   t.same(partly.spec.authority.filesystem, contract.spec.authority.filesystem, 'what a missing hook would have seen stays')
   t.same(partly.spec.authority.exec, ['/usr/bin/true'], 'the rest is narrowed')
+})
+
+t.test('a root inside gets what is harmless, by Docker\'s words, and the reason for what it does not get', async t => {
+  const contract = (spec: string): string => `apiVersion: ambit/v1\nkind: Cell\nmetadata: { name: x }\nspec:\n  mode: enforce\n  ttl: 1m\n  ${spec}\n`
+  t.same(readContract(contract('capabilities: [CHOWN, SETUID]'), 'c.yaml').spec.capabilities, ['CHOWN', 'SETUID'])
+  const refused = (spec: string, message: RegExp, line = 7): void => { t.throws(() => readContract(contract(spec), 'c.yaml'), { code: 'CONTRACT_INVALID', message, detail: { where: { line } } }, spec) }
+  for (const name of ['SYS_ADMIN', 'SYS_PTRACE', 'NET_ADMIN', 'SYS_CHROOT', 'MKNOD', 'SETFCAP']) refused(`capabilities: [${name}]`, new RegExp(`no cell gives ${name}: `))
+  refused('capabilities: [CAP_CHOWN]', /write CHOWN/)
+  refused('capabilities: [EVERYTHING]', /must be one of CHOWN, /)
+  refused('capabilities: [KILL, KILL]', /KILL is listed twice/)
+  refused('capabilities: [FSETID]\n  workspace: shared', /keeps its bit/)
+  refused('capabilities: [FSETID]\n  authority: { filesystem: { write: [/srv/x] } }', /keeps its bit/)
+  t.ok(readContract(contract('capabilities: [FSETID]\n  workspace: overlay\n  system: overlay\n  authority: { filesystem: { write: [/usr] } }'), 'c.yaml'))
+  refused('rootfsWrites: overlay', /rootfs names none/)
+  refused('rootfs: /srv/image\n  system: overlay', /rootfsWrites is its like/, 8)
+  refused('rootfs: /', /is the host itself/)
+  refused('rootfs: /proc/1/root', /never part of a cell/)
+  refused('noexec: [/usr]', /must be one of \/workspace/)
 })

@@ -398,7 +398,7 @@ t.test('a plan that cannot be is refused with its step, and nothing is left', as
   await refused({ seccomp: Buffer.alloc(7) }, { errno: EINVAL }, 'half an instruction')
   await refused({ env: ['NOTHING'] }, { errno: EINVAL }, 'a variable without a value')
   await t.rejects(spawner.prepare({} as LaunchPlan), { message: 'LaunchPlan.id must be a string' })
-  await t.rejects(sh('true', { mounts: [{ type: 'overlay', target: '/' } as unknown as Mount] }), { message: /LaunchPlan\.mounts\[0\]\.type must be bind, tmpfs/ })
+  await t.rejects(sh('true', { mounts: [{ type: 'nfs', target: '/x' } as unknown as Mount] }), { message: /LaunchPlan\.mounts\[0\]\.type must be bind, overlay, tmpfs/ })
   await t.rejects(sh('true', { stdio: [0, 1, 987654] }), { code: 'NATIVE', errno: os.errno.EBADF })
 
   const cell = await prepare(['true'])

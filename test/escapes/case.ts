@@ -21,6 +21,8 @@ export type Stage = {
   workspace: string
   /** The attack's program. */
   program: string
+  /** The control socket of the daemon that makes the cells. */
+  daemon: string
   /** Run when the case is over, last first. */
   defer(undo: () => unknown): void
 }
@@ -44,9 +46,13 @@ export type Attack = {
   /** The command that runs another, if the attack is not run by itself. */
   through?(argv: readonly string[]): string[]
   /** Looks whether the attack took effect where its own program cannot tell: true overrules a refusal. */
-  tookEffect?(stage: Stage): boolean | Promise<boolean>
+  tookEffect?(stage: Stage, way: Way): boolean | Promise<boolean>
   /** More arguments of bubblewrap: what somebody who needs the same thing would add. */
   bubblewrap?(stage: Stage): string[]
+  /** Where the cell's evidence is written, if that is under attack. */
+  bundle?(stage: Stage): string
+  /** What the caller is told where ambit itself stops the attack: the cell is not built, or what was asked for is not done. */
+  stoppedBy?: RegExp
   /** The lines below `spec:` of the contract, instead of the usual ones. */
   contract?(stage: Stage): string
   /** Where the refusal stands in the evidence. */
@@ -88,6 +94,16 @@ export function deniedFile(path: string | ((stage: Stage) => string)): Proof {
     const record = evidence.records.find(one => one.type === 'file.failed' && one.path === wanted && byAttack(evidence, one.process))
     const row = denied(evidence, 'filesystem', grant => grant.endsWith(` ${wanted}`))
     return record?.type === 'file.failed' && row !== undefined ? `denied filesystem ${row.grant}: ${record.errno} for pid ${record.process.pid}` : null
+  }
+}
+
+/** A socket of the host that could not be spoken to: a destination where the evidence knows it for one, and a file elsewhere. */
+export function deniedSocket(path: string | ((stage: Stage) => string)): Proof {
+  return ({ records, rows, pids }, stage) => {
+    const wanted = typeof path === 'string' ? path : path(stage)
+    const record = records.find(one => one.type === 'file.failed' && one.path === wanted && pids.has(one.process.pid))
+    const row = rows.find(one => one.outcome === 'denied' && one.grant.includes(wanted))
+    return record?.type === 'file.failed' && row !== undefined ? `denied ${row.kind} ${row.grant}: ${record.errno} for pid ${record.process.pid}` : null
   }
 }
 

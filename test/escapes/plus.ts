@@ -1,20 +1,11 @@
 import { copyFileSync, chmodSync, closeSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Attack, Proof, Stage, Statement } from './case.ts'
-import { all, deniedFile, limitReached, refusedCall } from './case.ts'
+import { all, deniedFile, deniedSocket, limitReached, refusedCall } from './case.ts'
 import { file, processOfHost, unixService } from './stand-ins.ts'
 
 const everyCall = (...names: string[]): Proof => all(...names.map(name => refusedCall(name)))
 const everyFile = (...paths: string[]): Proof => all(...paths.map(path => deniedFile(path)))
-
-/** A socket's path is a destination where the evidence knows it for one, and a file elsewhere. */
-function deniedSocket(path: string): Proof {
-  return ({ records, rows, pids }) => {
-    const record = records.find(one => one.type === 'file.failed' && one.path === path && pids.has(one.process.pid))
-    const row = rows.find(one => one.outcome === 'denied' && one.grant.includes(path))
-    return record?.type === 'file.failed' && row !== undefined ? `denied ${row.kind} ${row.grant}: ${record.errno} for pid ${record.process.pid}` : null
-  }
-}
 
 /** The usual contract with other limits, or with more that may be read and executed. */
 function contract(stage: Stage, { limits = '', read = [], exec = [] }: { limits?: string; read?: string[]; exec?: string[] }): string {

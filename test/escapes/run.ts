@@ -43,7 +43,7 @@ export async function startSuite(): Promise<Suite> {
   const attempt = async <T>(attack: Attack, way: Way, use: (stage: Stage, argv: string[]) => Promise<T>): Promise<T> => {
     const undo: (() => unknown)[] = []
     const own = join(dir, `${++stages}`)
-    const stage: Stage = { dir: own, workspace: join(own, 'workspace'), program: await build(attack.source ?? attack.name), defer: act => { undo.unshift(act) } }
+    const stage: Stage = { dir: own, workspace: join(own, 'workspace'), program: await build(attack.source ?? attack.name), daemon: daemon.socket, defer: act => { undo.unshift(act) } }
     for (const path of [own, stage.workspace]) { mkdirSync(path); chmodSync(path, 0o755) }
     try {
       const args = await attack.setUp?.(stage, way) ?? []
@@ -53,21 +53,25 @@ export async function startSuite(): Promise<Suite> {
       rmSync(own, { recursive: true, force: true })
     }
   }
-  const seen = async (attack: Attack, stage: Stage, argv: string[]): Promise<Seen> => {
-    const outcome = await finished(attack.through?.(argv) ?? argv, stage.workspace, [attack.input?.(stage) ?? 'ignore', ...attack.inherits?.(stage) ?? []])
-    return await attack.tookEffect?.(stage) === true ? { outcome: 'worked', line: `${outcome.line}; and yet it took effect` } : outcome
+  const seen = async (attack: Attack, stage: Stage, way: Way, argv: string[]): Promise<Seen> => {
+    const ended = await finished(attack.through?.(argv) ?? argv, stage.workspace, [attack.input?.(stage) ?? 'ignore', ...attack.inherits?.(stage) ?? []])
+    // Who builds the sandbox may be who stops it: then the attack's program was never started, or its status is not what came back.
+    const stopped = { bare: undefined, bubblewrap: /^bwrap: /, cell: attack.stoppedBy }[way]
+    const told = ended.outcome === 'broken' ? ended.lines.find(line => stopped?.test(line) === true) : undefined
+    const outcome: Seen = told === undefined ? ended : { outcome: 'refused', line: told }
+    return await attack.tookEffect?.(stage, way) === true ? { outcome: 'worked', line: `${outcome.line}; and yet it took effect` } : outcome
   }
 
   return {
     async run(attack) {
-      const bare = await attempt(attack, 'bare', (stage, argv) => seen(attack, stage, argv))
+      const bare = await attempt(attack, 'bare', (stage, argv) => seen(attack, stage, 'bare', argv))
       const bubblewrap = await attempt(attack, 'bubblewrap', (stage, argv) =>
-        seen(attack, stage, ['bwrap', ...USUAL_BUBBLEWRAP, '--bind', stage.workspace, stage.workspace, '--chdir', stage.workspace, ...attack.bubblewrap?.(stage) ?? [], ...argv]))
+        seen(attack, stage, 'bubblewrap', ['bwrap', ...USUAL_BUBBLEWRAP, '--bind', stage.workspace, stage.workspace, '--chdir', stage.workspace, ...attack.bubblewrap?.(stage) ?? [], ...argv]))
       return attempt(attack, 'cell', async (stage, argv) => {
         const contract = join(dir, 'contract.yaml')
         writeFileSync(contract, `apiVersion: ambit/v1\nkind: Cell\nmetadata: { name: escape }\nspec:\n${(attack.contract?.(stage) ?? usualContract(stage)).replace(/^/gm, '  ')}\n`)
-        const bundle = join(dir, `bundle-${stages}`)
-        const cell = await seen(attack, stage, [CLIENT, 'run', '--socket', daemon.socket, '--contract', contract, '--evidence', bundle, '--', ...argv])
+        const bundle = attack.bundle?.(stage) ?? join(dir, `bundle-${stages}`)
+        const cell = await seen(attack, stage, 'cell', [CLIENT, 'run', '--socket', daemon.socket, '--contract', contract, '--evidence', bundle, '--', ...argv])
         if (typeof attack.evidence !== 'function') return { bare, bubblewrap, cell, evidence: attack.evidence }
         const evidence = await evidenceIn(bundle, stage.program)
         const shown = attack.evidence(evidence, stage)
@@ -98,7 +102,7 @@ async function compile(source: string, program: string): Promise<string> {
 }
 
 /** Runs a command to its end, and reads its status and its first line. Who does not end is killed, and broken. */
-function finished(argv: readonly string[], cwd: string, [input, ...inherited]: readonly [number | 'ignore', ...number[]]): Promise<Seen> {
+function finished(argv: readonly string[], cwd: string, [input, ...inherited]: readonly [number | 'ignore', ...number[]]): Promise<Seen & { lines: string[] }> {
   return new Promise((resolve, reject) => {
     // In a group of its own, so that what it started goes with it.
     const child = spawn(argv[0]!, argv.slice(1), { cwd, stdio: [input, 'pipe', 'pipe', ...inherited], detached: true })
@@ -108,8 +112,8 @@ function finished(argv: readonly string[], cwd: string, [input, ...inherited]: r
     const late = setTimeout(() => process.kill(-child.pid!, 'SIGKILL'), PATIENCE_MS)
     child.once('error', reject).once('close', (code, signal) => {
       clearTimeout(late)
-      const line = said.trim().split('\n')[0]!
-      resolve({ outcome: STATUS.get(code ?? -1) ?? 'broken', line: line || `ended by ${signal ?? `status ${code}`}` })
+      const lines = said.trim().split('\n')
+      resolve({ outcome: STATUS.get(code ?? -1) ?? 'broken', line: lines[0] || `ended by ${signal ?? `status ${code}`}`, lines })
     })
   })
 }

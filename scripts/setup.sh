@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes a fresh clone ready: Debian packages, npm packages, the native build, TypeScript. What is done is skipped.
-#   sh scripts/setup.sh [--tests]     --tests: also what only tests and benches need
+#   sh scripts/setup.sh [--tests | --vm]     --tests: also what only tests and benches need; --vm: and emulated machines
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -9,13 +9,20 @@ BUILD_PACKAGES="g++ make cmake clang libbpf-dev libelf-dev zlib1g-dev libseccomp
 JOB_PACKAGES="git tar gzip gcc libc6-dev curl openssl ca-certificates diffutils dash"
 TEST_PACKAGES="bubblewrap runc bpftool iproute2 python3 util-linux strace procps wget perl-base"
 
+VM_PACKAGES="qemu-system-x86 busybox-static cpio xz-utils e2fsprogs"
+
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$1"; shift; for line in "$@"; do printf '  %s\n' "$line" >&2; done; exit 2; }
 
 case ${1:-} in
   '') wanted="$BUILD_PACKAGES $JOB_PACKAGES" ;;
   --tests) wanted="$BUILD_PACKAGES $JOB_PACKAGES $TEST_PACKAGES" ;;
-  *) die "\"$1\" is not an option" 'usage: sh scripts/setup.sh [--tests]' ;;
+  --vm)
+    wanted="$BUILD_PACKAGES $JOB_PACKAGES $TEST_PACKAGES $VM_PACKAGES"
+    # Debian 12's QEMU brings its own.
+    if ! grep -qs '^VERSION_ID="12"' /etc/os-release; then wanted="$wanted virtiofsd"; fi
+    ;;
+  *) die "\"$1\" is not an option" 'usage: sh scripts/setup.sh [--tests | --vm]' ;;
 esac
 
 [ "$(uname -s)" = Linux ] || die 'ambit runs on Linux only'

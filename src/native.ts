@@ -129,6 +129,28 @@ export interface NativeControl {
   close(): void
 }
 
+/** Who ended a flow of a relay before both of its ways had ended; null: nobody. */
+export type RelayCulprit = 'client' | 'server' | 'cut' | null
+
+/**
+ * Carries bytes between connected TCP sockets on one thread of its own, without JavaScript. Flows are numbers, never used twice.
+ * Naming one that has ended is no error: `onEnd` is on its way. Both sockets are reset unless both ways end in order.
+ */
+export interface NativeRelay {
+  /** Duplicates both descriptors and carries from server to client from now on. `group`: pipes are shared out among groups. */
+  open(client: number, server: number, group: number): number
+  /** Carries from client to server from now on, `first` before all else. What was read of the client elsewhere must be in it. */
+  send(flow: number, first: Buffer): void
+  /** The way to the server was carried elsewhere and is over. `errno` other than 0: the server broke it off. */
+  sent(flow: number, errno: number): void
+  /** Shows all that comes from the server, first an empty Buffer: what follows it was not yet read when this was called. */
+  watch(flow: number): void
+  unwatch(flow: number): void
+  cut(flow: number): void
+  /** Resets every flow; nothing is called any more. Idempotent. The other methods throw afterwards. */
+  close(): void
+}
+
 export type ProbeReport = { name: string; family: string; state: 'attached' | 'fallback' | 'missing'; detail: string }
 
 export type RawSyscallCount = { arch: number; nr: number; succeeded: number; failed: number; refused: number; unfinished: number }
@@ -169,6 +191,12 @@ export interface NativeAddon {
   Control: new (path: string, mode: number, gid: number,
     onMessage: (connection: number, peer: PeerCredentials, message: Buffer, fds: number[]) => void,
     onClose: (connection: number) => void) => NativeControl
+  /**
+   * `onEnd` is called once for each flow; `errno` 0 unless a side broke it off. `onHeard`: see `watch`; null: no more comes.
+   * `bytesIn` counts what was read of the server, `bytesOut` what its socket took from here.
+   */
+  Relay: new (onEnd: (flow: number, bytesOut: number, bytesIn: number, culprit: RelayCulprit, errno: number) => void,
+    onHeard: (flow: number, bytesIn: number, bytes: Buffer | null) => void) => NativeRelay
   /**
    * `onBatch`: one Buffer per wake-up, records as in bpf/events.h back to back. `level`: depth of cells' cgroups below the
    * v2 root; they are direct children of `parentCgroup`. `ringBytes`: a power of two; the objects' own size if left out.

@@ -5,6 +5,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   if (RegisterSpawner) RegisterSpawner(env, exports);
   if (RegisterControl) RegisterControl(env, exports);
   if (RegisterProbes) RegisterProbes(env, exports);
+  if (RegisterRelay) RegisterRelay(env, exports);
   if (RegisterSystem) RegisterSystem(env, exports);
   return exports;
 }

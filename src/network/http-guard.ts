@@ -1,4 +1,3 @@
-import type { Socket } from 'node:net'
 import { Transform } from 'node:stream'
 import { MAX_HEAD_BYTES, readRequests, type Objection, type RequestHead } from './http-requests.ts'
 
@@ -9,6 +8,15 @@ export type GuardOptions = {
   hidden: boolean
   /** Told once. `cut`: nothing more goes on. */
   objected(objection: Objection): 'cut' | 'pass'
+  /** Where the server's answer to the first request is heard; null: its wish to leave HTTP, if it has one, is not heeded. */
+  answer: Answer | null
+}
+
+/** What a server sends, beside its way to the client, until it was heard enough. */
+export type Answer = {
+  /** Null: no more comes. */
+  hear(heard: (bytes: Buffer | null) => void): void
+  enough(): void
 }
 
 /**
@@ -16,14 +24,13 @@ export type GuardOptions = {
  * read whole. What follows a request to leave HTTP waits for the server's answer: a server that ignores the wish goes on
  * reading requests.
  */
-export function httpGuard(server: Socket, { admit, hidden, objected }: GuardOptions): Transform {
+export function httpGuard({ admit, hidden, objected, answer }: GuardOptions): Transform {
   const requests = readRequests(head => {
     const objection = admit(head)
     const leave = objection === null && (head.upgrade === 'open' || (head.upgrade === 'hidden' && hidden))
-    // A server that spoke first has not answered a request.
-    if (leave && !asked && server.bytesRead === 0) {
+    if (leave && !asked && answer !== null) {
       asked = true
-      hearSwitch(server, left => {
+      hearSwitch(answer, left => {
         requests.answered(left)
         waiting?.()
       })
@@ -63,14 +70,17 @@ export function httpGuard(server: Socket, { admit, hidden, objected }: GuardOpti
 }
 
 /** Says once whether the server's first final answer is "101 Switching Protocols", read off the bytes that go by. */
-function hearSwitch(server: Socket, tell: (left: boolean) => void): void {
+function hearSwitch(answer: Answer, tell: (left: boolean) => void): void {
   let text = ''
+  let settled = false
   const settle = (left: boolean): void => {
-    server.off('data', hear).off('close', deaf).off('end', deaf)
+    settled = true
+    answer.enough()
     tell(left)
   }
-  const deaf = (): void => settle(false)
-  const hear = (bytes: Buffer): void => {
+  answer.hear(bytes => {
+    if (settled) return
+    if (bytes === null) return settle(false)
     text += bytes.toString('latin1', 0, MAX_HEAD_BYTES)
     for (;;) {
       const status = /^HTTP\/1\.1 (\d\d\d)[ \r]/.exec(text)?.[1]
@@ -82,6 +92,5 @@ function hearSwitch(server: Socket, tell: (left: boolean) => void): void {
       text = text.slice(end + 4)
     }
     if (text.length > MAX_HEAD_BYTES) settle(false)
-  }
-  server.on('data', hear).once('close', deaf).once('end', deaf)
+  })
 }

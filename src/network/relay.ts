@@ -1,9 +1,10 @@
 import { connect, type Server, type Socket } from 'node:net'
 import type { EvidenceBody } from '../evidence/records.ts'
 import { parseAddress, type Address } from '../authority/addresses.ts'
+import { openCarrier, type Carrier, type Flow as Carried } from './carrier.ts'
 import { MAX_FIRST_BYTES, readFirstBytes, type FirstBytes } from './first-bytes.ts'
-import { httpGuard } from './http-guard.ts'
-import type { Objection } from './http-requests.ts'
+import { httpGuard, type Answer } from './http-guard.ts'
+import { readHead, type Objection } from './http-requests.ts'
 import type { Journal } from './journal.ts'
 import { isSynthetic, type Names } from './names.ts'
 import type { Policy } from './policy.ts'
@@ -12,13 +13,11 @@ import { reset } from './reset.ts'
 type Flow = Extract<EvidenceBody, { type: 'flow' }>
 export type Ruling = { decision: 'allowed' | 'refused'; name: string | null; nameSource: Flow['nameSource']; reason: string; hidden?: true }
 
-/** Connections of one cell at once: each takes two descriptors of the daemon, which other cells need too. */
+/** Connections of one cell at once: each takes up to four descriptors of the daemon, which other cells need too. */
 const MAX_CONNECTIONS = 512
 /** How long a client may take over its first message, once it has begun it. */
 const FIRST_BYTES_MS = 10_000
 const CONNECT_MS = 30_000
-/** How long a connection that is cut may take to close, ms. */
-const CUT_MS = 500
 
 export type RelayOptions = {
   policy: Policy
@@ -122,12 +121,15 @@ export function objectionTo(route: Route, ruling: Ruling, host: string | null): 
 /**
  * Takes every TCP connection of one cell. The server is dialled at once, but of the client's bytes none leaves before the first
  * ones were read: so servers that speak first do, nobody waits, and a client cannot talk its way past the check by being slow.
+ * Only the first bytes are read here: what follows them, and all that servers send, is carried natively. Requests of HTTP in clear
+ * are the exception, for each is checked.
  */
 export function openRelay(options: RelayOptions): Relay {
   const { policy, journal } = options
   const live = new Set<{ cut(why: string): void; told: Promise<void> }>()
   let count = 0
   let closed = false
+  let carrier: Carrier | undefined
 
   const accept = (client: Socket): void => {
     const began = performance.now()
@@ -150,7 +152,7 @@ export function openRelay(options: RelayOptions): Relay {
       tell(full === null ? route : { ...route, decision: 'refused', reason: full }, 0, 0)
       return
     }
-    const held = carry(client, route, port, policy, options.firstBytesMs ?? FIRST_BYTES_MS)
+    const held = carry(client, route, port, policy, options.firstBytesMs ?? FIRST_BYTES_MS, carrier ??= openCarrier())
     const entry = { cut: held.cut, told: held.done.then(end => {
       live.delete(entry)
       tell(end.ruling, end.bytesOut, end.bytesIn)
@@ -167,6 +169,8 @@ export function openRelay(options: RelayOptions): Relay {
       const open = [...live]
       for (const one of open) one.cut('still open when the cell ended')
       await Promise.all(open.map(one => one.told))
+      carrier?.close()
+      carrier = undefined
     },
   }
 }
@@ -180,83 +184,118 @@ type End = {
 }
 
 /** Carries one connection to its end. */
-function carry(client: Socket, route: Route, port: number, policy: Policy, firstBytesMs: number): { cut(why: string): void; done: Promise<End> } {
+function carry(client: Socket, route: Route, port: number, policy: Policy, firstBytesMs: number, carrier: Carrier): { cut(why: string): void; done: Promise<End> } {
   let ruling: Ruling = route
   let refused: Ruling | null = null
-  let sent = frozen(0)
+  let flow: Carried | undefined
+  /** What goes on once the client's first bytes are allowed and the server is there. */
+  let go: ((flow: Carried) => void) | undefined
+  let sent: (() => number) | undefined
+  let broken = false
+  let over = false
+  let end: (end: End) => void
+  const done = new Promise<End>(resolve => { end = resolve })
+
   const note = (why: string): void => { ruling = { ...ruling, reason: `${ruling.reason}; ${why}` } }
+  const finish = (bytesOut: number, bytesIn: number): void => {
+    if (over) return
+    over = true
+    clearTimeout(late)
+    end({ ruling, refused, bytesOut: sent?.() ?? bytesOut, bytesIn })
+    // Natively they were closed in order, or are to be reset.
+    if (flow === undefined) reset(client)
+    client.destroy()
+    server.destroy()
+  }
+  const stop = (): void => {
+    if (flow === undefined) finish(0, 0)
+    else flow.cut()
+  }
+  const failed = (side: 'client' | 'server') => (error: { code?: string; errno?: number }): void => {
+    if (over || broken) return
+    broken = true
+    note(side === 'client' ? `the client broke it off: ${error.code}` : `${flow !== undefined ? 'the server broke it off' : 'the server could not be reached'}: ${error.code}`)
+    // What the server had sent before it broke off is the client's to read.
+    if (side === 'server' && flow !== undefined) flow.sent(error)
+    else stop()
+  }
+
   client.setNoDelay(true)
   const server = connect({ host: route.target, port, allowHalfOpen: true, noDelay: true, keepAlive: true })
-  server.pipe(client)
+  // Nothing is read of it here, ever.
+  server.pause()
   const late = setTimeout(() => server.destroy(Object.assign(new Error(), { code: 'ETIMEDOUT' })), CONNECT_MS)
-  let connected = false
-  server.once('connect', () => {
-    connected = true
-    clearTimeout(late)
-  })
-
-  const both = (): void => {
-    reset(client)
-    reset(server)
-  }
-  const failed = (side: 'client' | 'server') => (error: NodeJS.ErrnoException): void => {
-    note(side === 'client' ? `the client broke it off: ${error.code}` : `${connected ? 'the server broke it off' : 'the server could not be reached'}: ${error.code}`)
-    if (side === 'client' || client.destroyed) both()
-    // What the server had sent before it broke off is the client's to read.
-    else client.write('', both)
-  }
-  server.on('error', failed('server'))
   client.on('error', failed('client'))
+  server.on('error', failed('server')).once('connect', () => {
+    if (over) return
+    clearTimeout(late)
+    try {
+      flow = carrier.carry(client, server)
+    } catch (error) {
+      note(`it could not be carried: ${(error as Error).message}`)
+      stop()
+      return
+    }
+    void flow.ended.then(({ bytesOut, bytesIn, brokenBy, code }) => {
+      if (brokenBy !== null && !broken) note(`the ${brokenBy} broke it off: ${code}`)
+      finish(bytesOut, bytesIn)
+    })
+    go?.(flow)
+  })
 
   const objected = ({ why, host }: Objection): 'cut' | 'pass' => {
     note(why)
     if (policy.open(port) !== null) return 'pass'
     refused = { decision: 'refused', name: host === null ? ruling.name : printable(host), nameSource: host === null ? ruling.nameSource : 'host', reason: why }
-    both()
+    stop()
     return 'cut'
+  }
+  const handOver = (flow: Carried, bytes: Buffer): void => {
+    const parts = [bytes]
+    // Read off in the same turn as the socket is let go: nothing can arrive between.
+    for (let part = client.read() as Buffer | null; part !== null; part = client.read() as Buffer | null) parts.push(part)
+    flow.send(Buffer.concat(parts))
+    client.destroy()
+    server.destroy()
+  }
+  const guard = (flow: Carried, bytes: Buffer, answer: Answer | null): void => {
+    if (over) return
+    sent = () => Math.max(0, server.bytesWritten - server.writableLength)
+    server.once('close', () => {
+      const last = sent!()
+      sent = () => last
+    }).once('finish', () => flow.sent(null))
+    const guarded = httpGuard({ admit: head => objectionTo(route, ruling, head.host), hidden: route.mapped, objected, answer })
+    guarded.pipe(server)
+    guarded.write(bytes)
+    client.pipe(guarded)
   }
 
   gate(client, firstBytesMs, (first, bytes) => {
+    if (over) return
     ruling = ruleOnFirstBytes(policy, route, port, first)
     if (ruling.decision === 'refused') {
-      both()
+      stop()
       return
     }
-    if (server.destroyed) return
-    sent = () => (connected ? Math.max(0, server.bytesWritten - server.writableLength) : 0)
-    server.once('close', () => { sent = frozen(sent()) })
-    // At an address that was dialled by name, HTTP/1 can ask for another name in each request.
-    if (first.kind === 'http' && !route.byAddress && objectionTo(route, ruling, first.host) === null) {
-      const guard = httpGuard(server, { admit: head => objectionTo(route, ruling, head.host), hidden: route.mapped, objected })
-      guard.pipe(server)
-      guard.write(bytes)
-      client.pipe(guard)
-      return
+    go = flow => {
+      // At an address that was dialled by name, HTTP/1 can ask for another name in each request.
+      if (first.kind !== 'http' || route.byAddress || objectionTo(route, ruling, first.host) !== null) return handOver(flow, bytes)
+      const read = readHead(bytes)
+      if (read === null || 'why' in read || read.head.upgrade === 'none') return guard(flow, bytes, null)
+      // A server that spoke first has not answered a request.
+      void flow.watch().then(({ before, answer }) => guard(flow, bytes, before === 0 ? answer : null))
     }
-    if (bytes.length > 0) server.write(bytes)
-    client.pipe(server)
+    if (flow !== undefined) go(flow)
   })
 
-  const closings = [client, server].map(socket => new Promise<void>(resolve => { socket.once('close', () => resolve()) }))
-  let giveUp = (): void => {}
-  const waited = new Promise<void>(resolve => { giveUp = resolve })
-  const done = Promise.race([Promise.all(closings), waited]).then((): End => {
-    clearTimeout(late)
-    return { ruling, refused, bytesOut: sent(), bytesIn: server.bytesRead }
-  })
   return {
     done,
     cut(why) {
       note(why)
-      both()
-      // Node was seen to destroy a socket without ever telling that it is closed; a cell's end must not wait for that.
-      setTimeout(giveUp, CUT_MS)
+      stop()
     },
   }
-}
-
-function frozen(value: number): () => number {
-  return () => value
 }
 
 /** Holds the client's bytes back until they say which server is meant; `pass` then gets them all. */
@@ -268,7 +307,7 @@ function gate(client: Socket, limitMs: number, pass: (first: FirstBytes, bytes: 
     if (over) return
     over = true
     clearTimeout(timer)
-    client.off('data', more).off('end', ended).off('close', drop)
+    client.off('data', more).off('end', ended).off('close', drop).pause()
     if (!client.destroyed) pass(first, bytes)
   }
   const read = async (end: boolean): Promise<void> => {

@@ -6,6 +6,7 @@ import { Agent, createServer as createHttp, request, type Server as HttpServer }
 import { connect, createServer, type AddressInfo, type Server } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import fc from 'fast-check'
 import t, { type Test } from 'tap'
 import { WebSocket, WebSocketServer } from 'ws'
 import type { EvidenceBody } from '../../src/evidence/records.ts'
@@ -299,6 +300,53 @@ t.test('real clients go on as they did, where names are declared', async t => {
     t.equal(readFileSync(join(directory, 'apt3'), 'utf8'), `GET /3 ${of('')}\n`)
   }
   for (const flow of [...await flows(1), ...await sockets.flows(1)]) t.match(flow, { decision: 'allowed', name: 'localhost', nameSource: 'host', reason: 'declared' })
+})
+
+const SPEECHES = { other: 'SSH-2.0-client\r\n', http: 'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000000\r\n\r\n', 'http that would leave': 'POST / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: nothing\r\nContent-Length: 90000000000\r\n\r\n', bytes: '\0\x01\x02' }
+
+t.test('nothing is lost, doubled or put out of order where a connection is handed over', async t => {
+  const conversation = fc.record({
+    speech: fc.constantFrom(...Object.keys(SPEECHES) as (keyof typeof SPEECHES)[]),
+    cuts: fc.array(fc.integer({ min: 1, max: 120 }), { maxLength: 4 }), rest: fc.array(fc.integer({ min: 1, max: 300_000 }), { maxLength: 8 }),
+    waits: fc.array(fc.integer({ min: 0, max: 2 }), { minLength: 5, maxLength: 5 }),
+    banner: fc.constantFrom(0, 0, 20, 3_000_000), answer: fc.integer({ min: 0, max: 600_000 }), earlyEnd: fc.boolean(), deafAtFirst: fc.boolean(),
+  })
+  await fc.assert(fc.asyncProperty(fc.array(conversation, { minLength: 1, maxLength: 4 }), async all => {
+    const banner = (size: number): Buffer => Buffer.alloc(size, 'banner')
+    let number = 0
+    const heards: Promise<string>[] = []
+    const origin = createServer({ allowHalfOpen: true }, socket => {
+      const one = all[number++]!
+      const hash = createHash('sha256')
+      socket.write(banner(one.banner))
+      heards.push(new Promise(resolve => socket.on('error', () => resolve('broken off')).on('data', (data: Buffer) => void hash.update(data)).once('end', () => {
+        resolve(hash.digest('hex'))
+        if (!one.earlyEnd) socket.end(Buffer.alloc(one.answer, 'answer'))
+      })))
+      if (one.earlyEnd) socket.end(Buffer.alloc(one.answer, 'answer'))
+    })
+    const { entry, flows } = await relayTo(t, origin, 'localhost')
+    for (const one of all) {
+      const speech = Buffer.concat([Buffer.from(SPEECHES[one.speech]), ...one.rest.map((size, index) => Buffer.alloc(size, `part ${index} `))])
+      const hash = createHash('sha256')
+      const socket = connect({ port: entry, host: '127.0.0.1', allowHalfOpen: true }).setNoDelay()
+      if (!one.deafAtFirst) socket.resume()
+      const ended = new Promise<string>((resolve, reject) => socket.on('data', (data: Buffer) => void hash.update(data)).once('end', () => resolve(hash.digest('hex'))).once('error', reject))
+      if (one.deafAtFirst) socket.pause()
+      let at = 0
+      for (const [index, cut] of one.cuts.entries()) {
+        socket.write(speech.subarray(at, at += cut))
+        await new Promise(resolve => setTimeout(resolve, one.waits[index]))
+      }
+      socket.end(speech.subarray(at))
+      if (one.deafAtFirst) setTimeout(() => socket.resume(), 5)
+      if (await ended !== createHash('sha256').update(banner(one.banner)).update(Buffer.alloc(one.answer, 'answer')).digest('hex')) throw new Error('what the server said')
+      if (await heards.at(-1) !== createHash('sha256').update(speech).digest('hex')) throw new Error('what the client said')
+      const [flow] = (await flows(heards.length)).slice(-1)
+      if (flow!.reason !== 'declared' || flow!.bytesOut !== speech.length || flow!.bytesIn !== one.banner + one.answer) throw new Error(JSON.stringify(flow))
+      socket.destroy()
+    }
+  }), { seed: 20_260_102, numRuns: 40 })
 })
 
 t.test('an upload that the server does not take is held back at the client, and memory is not', async t => {

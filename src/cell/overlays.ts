@@ -1,6 +1,7 @@
+import { execFile } from 'node:child_process'
 import { chmodSync, chownSync, existsSync, fstatSync, lstatSync, mkdirSync, readdirSync, readlinkSync, realpathSync, statSync, writeFileSync } from 'node:fs'
-import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { promisify } from 'node:util'
 import type { Contract } from '../contract/schema.ts'
 import { AmbitError } from '../errors.ts'
 import type { NativeAddon } from '../native.ts'
@@ -103,8 +104,8 @@ export async function openOverlays(native: NativeAddon, dir: string, request: Ov
   return overlays
 }
 
-/** Removes what nobody came back for. */
-export async function pruneChanges(dir: string): Promise<void> {
+/** Removes what nobody came back for. What cannot be removed is told, and keeps no daemon from starting. */
+export async function pruneChanges(dir: string, tell: (path: string, error: unknown) => void): Promise<void> {
   if (!existsSync(dir)) return
   for (const name of readdirSync(dir)) {
     const home = join(dir, name)
@@ -112,18 +113,17 @@ export async function pruneChanges(dir: string): Promise<void> {
     if (about === undefined) continue
     // An owner who is not root cannot remove the directory itself.
     const emptied = about.uid !== 0 && !existsSync(join(home, CHANGES_FILE))
-    if (emptied || Date.now() - about.mtimeMs > KEPT_MS) await remove(home)
+    if (emptied || Date.now() - about.mtimeMs > KEPT_MS) await remove(home).catch(error => tell(home, error))
   }
 }
 
 async function keepWorkspace(home: string, store: Store | null, { id, contract, owner, workspace }: OverlayRequest, started: Date): Promise<string | null> {
   const written = store !== null && readdirSync(join(store, 'upper')).length > 0
-  for (const name of readdirSync(home)) if (!written || name !== 'workspace') await remove(join(home, name))
   if (!written) {
     await remove(home)
     return null
   }
-  await remove(join(store, 'work'))
+  await remove(join(store, 'work'), ...readdirSync(home).filter(name => name !== 'workspace').map(name => join(home, name)))
   const about = fstatSync(workspace, { bigint: true })
   const changes: ChangesFile = {
     cell: id, contract: contract.metadata.name, started: started.toISOString(), ended: new Date().toISOString(),
@@ -136,9 +136,12 @@ async function keepWorkspace(home: string, store: Store | null, { id, contract, 
   return home
 }
 
-/** As rm -r: no link is followed. */
-async function remove(path: string): Promise<void> {
-  await rm(path, { recursive: true, force: true, maxRetries: 3 })
+/**
+ * By rm, which goes down by descriptors: a job can leave a tree deeper than any path can name, and Node's own removal goes by paths.
+ * No link is followed.
+ */
+async function remove(...paths: string[]): Promise<void> {
+  await promisify(execFile)('rm', ['-rf', '--one-file-system', '--', ...paths])
 }
 
 function systemRefused(tree: string): AmbitError {

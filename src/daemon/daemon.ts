@@ -154,7 +154,6 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       if (gone.has(connection)) cell.kill('client-gone')
       let changes: string | null = null
       const sealAndExport = async (): Promise<void> => {
-        changes = await overlays.keep()
         await store.finish(cellLog, contract)
         if (evidence === undefined) return
         try {
@@ -167,6 +166,14 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
           })
         }
       }
+      const close = async (): Promise<void> => {
+        // Nothing that a job wrote keeps its evidence from being sealed.
+        try {
+          changes = await overlays.keep()
+        } finally {
+          await sealAndExport()
+        }
+      }
       spares.refill(REFILL_MS)
       const tell = (end: CellEnd): void => send(connection, { type: 'ended', cell: id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(id), notice: end.notice, changes })
       // Who did not ask for the evidence is not held up by its sealing.
@@ -176,10 +183,10 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       try {
         end = await cell.ended
       } catch (error) {
-        await sealAndExport()
+        await close()
         throw error
       }
-      await sealAndExport()
+      await close()
       log.info({ cell: id, ...end }, 'cell ended')
       if (!early) tell(end)
     } finally {
@@ -229,7 +236,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     cells.get(connection)?.kill('client-gone')
   }
   mkdirSync(dirname(options.socketPath), { recursive: true, mode: 0o755 })
-  await pruneChanges(options.changesDir)
+  await pruneChanges(options.changesDir, (path, error) => log.warn({ path, err: error }, 'changes that nobody came back for could not be removed'))
   const own = [...new Set([options.stateDir, dirname(options.socketPath), options.changesDir])].map(folder => (existsSync(folder) ? realpathSync(folder) : resolve(folder)))
   const control = await opened(() => new addon.Control(options.socketPath, options.socketGroup === null ? 0o600 : 0o660, options.socketGroup ?? 0, receive, left),
     `open the control socket ${options.socketPath}`, 'another daemon may answer there: end it, or choose another path with --socket')

@@ -1,6 +1,7 @@
 import { execFileSync, spawnSync } from 'node:child_process'
-import { chmodSync, closeSync, copyFileSync, existsSync, openSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { chmodSync, closeSync, copyFileSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { CHANGES_DIR } from '../../src/changes/changes.ts'
 import { clientMessage } from '../../src/daemon/protocol.ts'
 import { CLIENT, PACKAGE_ROOT } from '../../src/package.ts'
 import type { Attack, Stage, Statement, Way } from './case.ts'
@@ -43,6 +44,19 @@ function plantedLink(stage: Stage, at: string): void {
   symlinkSync(victim, at)
 }
 const victimChanged = (stage: Stage): boolean => readFileSync(join(stage.dir, 'victim/outside.txt'), 'utf8') !== 'outside\n'
+
+/** An image with the attack's program, under its own name. */
+function image(stage: Stage): string {
+  const root = folder(stage, 'image')
+  for (const path of [dirname(stage.program), stage.workspace]) mkdirSync(join(root, path), { recursive: true })
+  copyFileSync(stage.program, join(root, stage.program))
+  return root
+}
+
+/** What is left of the writes of cells that are over, by a name that this case's attack gave. */
+function leftBehind(name: string): boolean {
+  return existsSync(CHANGES_DIR) && readdirSync(CHANGES_DIR).some(cell => existsSync(join(CHANGES_DIR, cell, 'system-0/upper', name)))
+}
 
 /** Where the host's cgroup hierarchies are mounted. */
 function hierarchies(): string[] {
@@ -143,6 +157,21 @@ export const ATTACKS: readonly Attack[] = [
     evidence: { silent: 'the cell is not built, and its caller is told why' },
   },
   {
+    name: 'image-links', covers: ['row 3', 'row 4', 'row 6', 'row 7'],
+    attempts: 'have what a runtime mounts in an image land on the host, by links in the image',
+    setUp: (stage, way) => {
+      const [root, victim] = [image(stage), folder(stage, 'victim')]
+      for (const name of ['dev', 'proc', 'tmp', 'run', 'etc', 'sys', 'workspace']) symlinkSync(victim, join(root, name))
+      // A runtime that goes by names, as they did.
+      if (way === 'bare') mkdirSync(join(root, 'dev/shm'), { recursive: true })
+      return []
+    },
+    bubblewrap: stage => ['--bind', join(stage.dir, 'image'), '/', '--proc', '/proc', '--dev', '/dev', '--tmpfs', '/tmp'],
+    contract: stage => `rootfs: ${join(stage.dir, 'image')}\n${contract(stage, {})}`,
+    tookEffect: stage => readdirSync(join(stage.dir, 'victim')).length > 0,
+    evidence: { silent: 'the cell\'s own folders lie in a layer above the image\'s: the links are never followed, by nobody' },
+  },
+  {
     name: 'link-out', covers: ['row 3', 'row 6'],
     attempts: 'leave the root by links in the workspace: absolute, upwards, and through /proc',
     setUp: stage => [file(stage)],
@@ -231,6 +260,33 @@ export const ATTACKS: readonly Attack[] = [
     },
     stoppedBy: /could not hand the evidence over/,
     evidence: { silent: 'links in its workspace are the job\'s to make; the daemon writes into the directory that it was given open, and makes every file anew' },
+  },
+  {
+    name: 'deep-directory', covers: ['row 26', 'a disk filler'],
+    attempts: 'leave behind what cannot be removed, and fill the disk cell by cell',
+    setUp: stage => [folder(stage, 'tree'), `deep-${process.pid}`],
+    bubblewrap: stage => ['--bind', join(stage.dir, 'tree'), join(stage.dir, 'tree')],
+    contract: stage => `system: overlay\n${contract(stage, { write: join(stage.dir, 'tree') })}`,
+    tookEffect: (stage, way) => {
+      if (way === 'cell') return leftBehind(`deep-${process.pid}`)
+      try {
+        rmSync(join(stage.dir, 'tree'), { recursive: true })
+        return false
+      } catch {
+        return true
+      }
+    },
+    evidence: { silent: 'making directories is granted; they are removed all the same' },
+  },
+  {
+    name: 'hidden-secret', covers: ['row 26'],
+    attempts: 'read what only root may read, as root of a cell with a copy of the host\'s directories',
+    setUp: stage => {
+      folder(stage, 'tree')
+      return [file(stage, 'tree/outside.txt', 0o600)]
+    },
+    contract: stage => `system: overlay\ncapabilities: [DAC_OVERRIDE, FOWNER]\n${contract(stage, { write: join(stage.dir, 'tree') })}`,
+    evidence: { silent: 'the file is there and empty: nothing is refused' },
   },
 ]
 

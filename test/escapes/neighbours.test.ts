@@ -1,0 +1,43 @@
+import { spawn, spawnSync } from 'node:child_process'
+import { join } from 'node:path'
+import t from 'tap'
+import { makePlace, removePlace, run, startDaemon, writeContract } from '../fixtures/daemon.ts'
+
+// Two jobs of one user at one time: what one leaves where processes of a machine meet, the other does not find.
+const place = makePlace()
+const program = join(place.work, 'neighbour')
+const built = spawnSync('gcc', ['-static', '-O1', '-Wall', '-Wextra', '-Werror', '-o', program, join(import.meta.dirname, 'neighbour.c')], { encoding: 'utf8' })
+if (built.status !== 0) throw new Error(built.stderr)
+const daemon = await startDaemon(place)
+t.teardown(async () => {
+  await daemon.stop()
+  removePlace(place)
+})
+
+const PLACES = ['process', 'signal', 'memory', 'semaphore', 'queue', 'abstract', 'port', 'shm', 'tmp']
+const contract = writeContract(place)
+
+t.test('bare, one job finds everything of another', async t => {
+  const holder = spawn(program, ['hold'], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const ended = new Promise(resolve => holder.once('close', resolve))
+  try {
+    const ready = await new Promise<string>(resolve => holder.stdout.once('data', (chunk: Buffer) => resolve(chunk.toString())))
+    // The user may have no room for POSIX queues, and the kernel may have none.
+    const found = ready === 'ready\n' ? PLACES : PLACES.filter(place => place !== 'queue')
+    t.equal(spawnSync(program, ['seek'], { encoding: 'utf8' }).stdout, `found: ${found.join(' ')}\n`)
+    t.match(await run(place, contract, ['/workspace/neighbour', 'seek']).result, { status: 10 }, 'nor does a cell find anything of it')
+  } finally {
+    holder.kill('SIGTERM')
+    await ended
+  }
+})
+
+t.test('in a cell, nothing of another cell that runs at the same time', async t => {
+  // It looks for itself until it is found: then all of it is there.
+  const holder = run(place, contract, ['sh', '-c', '/workspace/neighbour hold & until /workspace/neighbour seek | grep tmp; do :; done; wait'])
+  await new Promise<void>(resolve => holder.child.stdout!.on('data', (chunk: Buffer) => { if (chunk.includes('found: ')) resolve() }))
+  t.match(await run(place, contract, ['/workspace/neighbour', 'seek']).result, { status: 10, stdout: 'found nothing of the other\n' })
+  t.match(spawnSync(program, ['seek'], { encoding: 'utf8' }).stdout, /^found: process signal\n$/, 'the host finds the process alone')
+  holder.child.kill('SIGTERM')
+  await holder.result
+})

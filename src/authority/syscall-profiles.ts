@@ -8,7 +8,7 @@
  * contract keeps them all, so that no job breaks because a lock was contended on one run and not on another.
  * Opening files for reading belongs here too: what may be opened is the filesystem's grant.
  */
-const MINIMAL = words(`
+const STRICT = words(`
   brk mmap munmap mremap mprotect madvise msync mincore membarrier pkey_alloc pkey_free pkey_mprotect
   rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend rt_sigqueueinfo rt_tgsigqueueinfo sigaltstack
   kill tkill tgkill pause restart_syscall
@@ -48,10 +48,26 @@ const BUILD_MORE = words(`
   get_thread_area set_thread_area map_shadow_stack futex_wake futex_wait futex_requeue
 `)
 
-export const PROFILES: { readonly minimal: ReadonlySet<string>; readonly build: ReadonlySet<string> } = {
-  minimal: new Set(MINIMAL),
-  build: new Set([...MINIMAL, ...BUILD_MORE]),
-}
+/**
+ * What a server calls beyond `strict`: sockets, its data and log files, an identity to step down to. It may start workers, and
+ * programs that `exec` lists. Left out of `build`: links and device nodes, extended attributes, memory files, message queues and
+ * semaphores, scheduling, personalities. Which program uses more grants it by name.
+ */
+const SERVICE_MORE = words(`
+  socket socketpair bind listen accept accept4 connect getsockname getpeername setsockopt getsockopt shutdown
+  sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg sendfile splice tee
+  creat mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 truncate ftruncate fallocate flock fsync fdatasync sync_file_range
+  chdir fchdir chmod fchmod fchmodat fchmodat2 utimensat
+  inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
+  setuid setgid setreuid setregid setresuid setresgid setgroups capset setrlimit
+  pidfd_open pidfd_send_signal
+`)
+
+export const PROFILES = {
+  strict: new Set(STRICT) as ReadonlySet<string>,
+  build: new Set([...STRICT, ...BUILD_MORE]) as ReadonlySet<string>,
+  'network-service': new Set([...STRICT, ...SERVICE_MORE]) as ReadonlySet<string>,
+} as const
 export type Profile = keyof typeof PROFILES
 
 /**

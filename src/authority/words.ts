@@ -21,9 +21,9 @@ export function compareText(a: string, b: string): number {
 }
 
 /** The known word that a mistyped one is closest to; undefined if none is close. */
-export function closest(word: string, known: Iterable<string>): string | undefined {
+export function closest(word: string, known: Iterable<string>, mostEdits = Math.max(2, Math.floor(word.length / 3))): string | undefined {
   let best: string | undefined
-  let least = Math.max(2, Math.floor(word.length / 3)) + 1
+  let least = mostEdits + 1
   if (word.length > 64) return undefined
   for (const candidate of known) {
     const distance = edits(word.toLowerCase(), candidate.toLowerCase())

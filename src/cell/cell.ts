@@ -1,6 +1,8 @@
 import { closeSync, existsSync, readFileSync, realpathSync } from 'node:fs'
 import { arch, constants, hostname, release } from 'node:os'
 import { dirname } from 'node:path'
+import { namedAbsent, syscallSummary } from '../authority/syscall.ts'
+import { some } from '../authority/words.ts'
 import { ttlSeconds, type Contract } from '../contract/schema.ts'
 import { contractDigest } from '../contract/write.ts'
 import type { ApiReader } from '../evidence/api.ts'
@@ -180,7 +182,7 @@ function enforcers(native: NativeAddon, contract: Contract): { name: string; sta
   return [
     { name: 'namespaces', state: 'user mount pid net ipc uts cgroup' },
     { name: 'capabilities', state: `${contract.spec.capabilities.length === 0 ? 'all dropped' : `${contract.spec.capabilities.join(' ')} in the cell's own user namespace, the others dropped`}, no_new_privs` },
-    { name: 'seccomp', state: `profile ${contract.spec.authority.syscall.profile}, ${contract.spec.authority.syscall.allow.length} more by name` },
+    { name: 'seccomp', state: seccompState(native, contract.spec.authority.syscall) },
     { name: 'root', state: rootfs !== undefined ? imageState(contract) : enforce ? 'holds only what the contract declares' : 'the host read-only, without /run, /tmp, /proc, /sys and /dev' },
     { name: 'writes', state: writesState(contract) },
     { name: 'programs', state: !enforce || contract.spec.authority.exec.includes('*') ? 'any' : 'by Landlock; execve of memory and of what jobs write is refused; the loader can run what it can map' },
@@ -188,6 +190,12 @@ function enforcers(native: NativeAddon, contract: Contract): { name: string; sta
     { name: 'landlock', state: !enforce ? 'off in observe' : abi === 0 ? 'the kernel has none' : `ABI ${abi}${abi < LANDLOCK_KNOWN ? `; what ${LANDLOCK_KNOWN} would add is not held` : abi > LANDLOCK_KNOWN ? `, used as ${LANDLOCK_KNOWN}` : ''}` },
     { name: 'egress', state: enforce ? 'declared names only, by relay and resolver' : 'any public name, by relay and resolver' },
   ]
+}
+
+/** What is refused in every cell is refused under another engine's profile, too. */
+function seccompState(native: NativeAddon, declared: Contract['spec']['authority']['syscall']): string {
+  const absent = namedAbsent(declared, name => native.syscallState(name))
+  return `${syscallSummary(declared)}; io_uring, clone3, openat2, set-id modes of the host's files and other architectures are refused in every cell${absent.length === 0 ? '' : `; this kernel lacks ${some(absent, 8)}`}`
 }
 
 function imageState({ spec }: Contract): string {

@@ -1,4 +1,5 @@
 import type { Command } from 'commander'
+import { ociProfile, ociText } from '../authority/oci-export.ts'
 import { narrowContract } from '../contract/narrow.ts'
 import { readContractFile } from '../contract/read.ts'
 import { jobGrantOf } from '../contract/to-job.ts'
@@ -17,6 +18,7 @@ export function narrowCommand(program: Command): void {
     .option('--key <file>', 'public key (PEM) that must have signed; this host\'s daemon\'s if there is one')
     .option('--workflow <file>', 'narrow this GitHub workflow file as well')
     .option('--job <id>', 'the job in the workflow')
+    .option('--oci <file>', 'write the narrowed system calls as a seccomp profile for runc, Docker or Podman')
     .option('--diff', 'print unified diffs instead of the narrowed contract')
     .option('--write', 'change the named files in place; a contract\'s comments are not kept')
     .addHelpText('after', `
@@ -45,6 +47,7 @@ Example: ambit narrow ev --workflow .github/workflows/build.yml --job build --di
 
       if (options.write && options.contract !== undefined) writeText(options.contract, text, 'the narrowed contract')
       if (options.write && after !== undefined) writeText(options.workflow, after, 'the narrowed workflow')
+      if (options.oci !== undefined) writeText(options.oci, ociText(ociProfile(narrowed.spec.authority.syscall, { programsListed: !narrowed.spec.authority.exec.includes('*') })), 'the seccomp profile')
       // With a workflow alone the output is its diff and nothing else, fit for `git apply`.
       if (options.contract !== undefined || workflow === undefined) {
         print(options.diff ? unifiedDiff(options.contract ?? 'contract.yaml', options.contract === undefined ? writeContract(before) : readText(options.contract, 'the contract'), text) : text)

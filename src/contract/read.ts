@@ -1,7 +1,9 @@
-import { readFileSync } from 'node:fs'
+import { readFileSync, statSync } from 'node:fs'
+import { dirname, resolve } from 'node:path'
 import { Composer, isAlias, isMap, isNode, isPair, isScalar, isSeq, Lexer, LineCounter, Parser, type CST, type Document, type Node } from 'yaml'
 import { z } from 'zod'
 import { NAMES } from '../authority/syscall-profiles.ts'
+import { OCI_PREFIX } from '../authority/syscall.ts'
 import { closest } from '../authority/words.ts'
 import { AmbitError } from '../errors.ts'
 import { keysAt } from './keys.ts'
@@ -20,7 +22,7 @@ const NODES_MAX = 50_000
 /** PATH_MAX is the longest that any text can be but a variable's value: URLs take time that grows with the square of their length. */
 const TEXT_MAX = 4_096
 const VARIABLES = ['spec', 'environment', 'set']
-const CALLS = ['spec', 'authority', 'syscall', 'allow']
+const CALLS = ['allow', 'deny'].map(list => ['spec', 'authority', 'syscall', list])
 /** Of entries that are no calls or are there twice: the schema compares each entry with all names for the closest, which is slow. */
 const BAD_CALLS_MAX = 8
 /** Each is looked up in the document; four are told. */
@@ -30,12 +32,18 @@ type Place = { line: number; column: number }
 type Fault = Place & { why: string; remedy: string; missing?: boolean }
 type TextFault = { at: number; why: string; remedy?: string }
 
+/** Text of a seccomp profile by the name that the contract gives it; undefined: there is none. Whoever asks for a cell reads it, with their own rights. */
+export type ProfileText = (name: string) => string | undefined
+
+const PROFILE = ['spec', 'authority', 'syscall', 'profile']
+
 /**
  * Reads a contract from YAML or JSON. `file` is what errors call it. Throws CONTRACT_INVALID with the place of the first
  * fault; nothing of a faulty contract is used. The daemon reads what a stranger sends: the work stays near to linear in the
- * length of the text, whatever it holds.
+ * length of the text, whatever it holds. Nothing is opened: what `oci:FILE` names comes from `profileText`, and stands in the
+ * contract from then on.
  */
-export function readContract(text: string, file: string): Contract {
+export function readContract(text: string, file: string, profileText: ProfileText = () => undefined): Contract {
   const lines = new LineCounter()
   const placeOf = (offset: number): Place => {
     const { line, col } = lines.linePos(offset)
@@ -62,6 +70,9 @@ export function readContract(text: string, file: string): Contract {
     return refuse({ ...top, why: sentence((error as Error).message), remedy: 'write the contract as plain maps and lists' })
   }
   if (data === null || data === undefined) refuse({ ...top, why: 'it is empty', remedy: 'a contract starts with "apiVersion: ambit/v1" and "kind: Cell"' })
+
+  const fault = withProfile(data, profileText)
+  if (fault !== undefined) refuse({ ...placeOf(offsetOf(document, PROFILE, false)), why: `${nameOf(PROFILE)}: ${fault}`, remedy: 'name a seccomp profile of Docker or Podman beside the contract, unquoted and on one line' })
 
   const parsed = contractSchema.safeParse(data)
   if (parsed.success) return parsed.data as Contract
@@ -101,7 +112,32 @@ export function readContractFile(path: string): Contract {
   } catch (cause) {
     throw new AmbitError('CONTRACT_INVALID', { attempted: 'read the contract', why: 'it is not UTF-8 text', remedy: 'write the contract as YAML or JSON in UTF-8', where: { file: path, line: 1, column: 1 }, cause })
   }
-  return readContract(text, path)
+  return readContract(text, path, name => readRegular(resolve(dirname(path), name)))
+}
+
+/** Text of a file; undefined of what is none. Never waits for a writer, as a named pipe would. */
+function readRegular(path: string): string | undefined {
+  try {
+    return statSync(path).isFile() ? readFileSync(path, 'utf8') : undefined
+  } catch {
+    return undefined
+  }
+}
+
+/** Puts another engine's profile where the contract names its file. Returns why it cannot. */
+function withProfile(data: unknown, profileText: ProfileText): string | undefined {
+  const holder = PROFILE.slice(0, -1).reduce<unknown>((at, step) => (typeof at === 'object' && at !== null && Object.hasOwn(at, step) ? (at as Record<string, unknown>)[step] : undefined), data) as { profile?: unknown } | undefined
+  if (typeof holder?.profile !== 'string' || !holder.profile.startsWith(OCI_PREFIX)) return undefined
+  const name = holder.profile.slice(OCI_PREFIX.length)
+  const text = profileText(name)
+  if (text === undefined) return `the file ${JSON.stringify(name)} could not be read, seen from the contract's folder`
+  if (text.length > BYTES_MAX) return `${JSON.stringify(name)} is larger than ${BYTES_MAX / 1024} KiB`
+  try {
+    holder.profile = { oci: JSON.parse(text) as unknown }
+  } catch (error) {
+    return `${JSON.stringify(name)} is not JSON: ${sentence((error as Error).message)}`
+  }
+  return undefined
 }
 
 /** The text as the one YAML document that it holds, or its first fault. Keys may be there twice yet. */
@@ -184,9 +220,9 @@ function structureFault(document: Document.Parsed): TextFault | undefined {
     }
     if (isSeq(node)) {
       if (node.items.length > ENTRIES_MAX) return tooMany(path, node.items.length, start(node.items[ENTRIES_MAX]) ?? at)
-      if (path.length === CALLS.length && beginsWith(path, CALLS)) {
+      if (CALLS.some(list => path.length === list.length && beginsWith(path, list))) {
         const names = new Set(NAMES)
-        const bad = node.items.filter(item => !(isScalar(item) && names.delete(String(item.value))))
+        const bad = node.items.filter(item => (isMap(item) ? !NAMES.has(String(item.get('name'))) : !(isScalar(item) && names.delete(String(item.value)))))
         if (bad.length > BAD_CALLS_MAX) return { at: start(bad[0]) ?? at, why: `${nameOf(path)}: ${bad.length} entries, from this one on, can be granted by no contract or are listed twice`, remedy: 'name each call once, as the kernel names it' }
       }
       for (const [index, item] of node.items.entries()) {
@@ -210,6 +246,8 @@ function tooMany(path: readonly PropertyKey[], count: number, at: number): TextF
 /** At most `most` faults of one issue, which may be of many keys. */
 function faultsOf(issue: z.core.$ZodIssue, document: Document.Parsed, placeOf: (offset: number) => Place, most: number): Fault[] {
   if (most <= 0) return []
+  // What is in a file of another engine's has its place told in words, and the contract's line is that of the file's name.
+  if (issue.path.length > PROFILE.length && beginsWith(issue.path, PROFILE) && isScalar(document.getIn(PROFILE, true))) return faultsOf({ ...issue, path: PROFILE }, document, placeOf, most)
   const name = nameOf(issue.path)
   if (issue.code === 'unrecognized_keys') {
     const known = keysAt(contractSchema, issue.path)

@@ -117,7 +117,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   const run = async (connection: number, peer: PeerCredentials, message: RunMessage, fds: number[]): Promise<void> => {
     if (stopping) throw new AmbitError('CELL_FAILED', { attempted: 'build the cell', why: 'the daemon is stopping', remedy: 'try again later' })
     const { stdio, workspace, evidence } = runDescriptors(addon, fds, message.evidence, own)
-    const contract: Contract = readContract(message.contract.text, message.contract.file)
+    const contract: Contract = readContract(message.contract.text, message.contract.file, handedProfile(message))
     const owner = { uid: peer.uid, gid: peer.gid }
     refuseOwn(contract, own)
     refuseMissing(contract, owner, { workspace, native: addon, ...message.contract })

@@ -19,6 +19,7 @@ const runMessage = z.strictObject({
   contract: z.strictObject({
     text: z.string().describe('the contract as written'),
     file: text(PATH_MAX).min(1).describe('its name, for messages; never opened'),
+    profiles: z.record(text(PATH_MAX), z.string()).optional().describe('what the seccomp profiles hold that it names, read by the client'),
   }),
   argv: z.array(text(MAX_ARGUMENT)).min(1).max(MAX_ARGUMENTS).refine(argv => argv[0] !== '', 'the command must not be empty'),
   env: z.record(text(MAX_ARGUMENT).min(1).refine(name => !name.includes('='), 'a variable\'s name must not hold ='), text(MAX_ARGUMENT))

@@ -273,7 +273,7 @@ function writeIssuers(dir: string, settings: LoopSettings, server: LocalServer |
 function shortContract(contract: Contract): string {
   const short = structuredClone(contract)
   const { syscall, filesystem } = short.spec.authority
-  const cut = (list: string[]): string[] => (list.length > 8 ? [...list.slice(0, 7), `… and ${list.length - 7} more`] : list)
+  const cut = <T>(list: T[]): (T | string)[] => (list.length > 8 ? [...list.slice(0, 7), `… and ${list.length - 7} more`] : list)
   short.spec.authority = { ...short.spec.authority, exec: cut(short.spec.authority.exec), syscall: { ...syscall, allow: cut(syscall.allow) }, filesystem: { read: cut(filesystem.read), write: cut(filesystem.write) } }
   return writeContract(short).trimEnd()
 }

@@ -90,18 +90,30 @@ const call = fc.constantFrom('read', 'openat', 'open', 'mkdir', 'mkdirat', 'conn
 const BUILD_SAMPLE = new Set(['read', 'openat', 'open', 'mkdir', 'mkdirat', 'connect', 'socket', 'memfd_create', 'rename', 'renameat2', 'exit_group', 'execve'])
 const MINIMAL_SAMPLE = new Set(['read', 'openat', 'open', 'exit_group', 'execve'])
 const counts = fc.record({ succeeded: fc.nat(3), failed: fc.nat(2), refused: fc.nat(2), unfinished: fc.nat(1) })
+const compared = fc.record({ index: fc.constantFrom(0, 2), op: fc.constantFrom('eq', 'ne'), value: fc.constantFrom(1, 2, 'AF_NETLINK') })
+const ruled = fc.tuple(fc.constantFrom('socket', 'connect', 'rename'), compared).map(([name, arg]) => ({ name, args: [arg] }))
+const deniedCall = fc.oneof(fc.constantFrom('swapon', 'kill'), fc.tuple(fc.constantFrom('socket', 'openat', 'mount'), compared).map(([name, arg]) => ({ name, args: [arg] })))
+const ociAction = fc.constantFrom('SCMP_ACT_ALLOW', 'SCMP_ACT_ALLOW', 'SCMP_ACT_KILL_PROCESS')
+const ociBase = fc.array(fc.tuple(fc.subarray(['openat', 'mkdir', 'socket', 'connect', 'rename']), ociAction, fc.nat(9)), { maxLength: 3 }).map(rules => ({
+  oci: { defaultAction: 'SCMP_ACT_ERRNO', syscalls: [{ names: ['execve', 'read', 'exit_group'], action: 'SCMP_ACT_ALLOW' }, ...rules.map(([names, action, value]) => ({ names, action, args: [{ index: 0, op: 'SCMP_CMP_EQ', value }] }))] },
+}))
 const syscallKind: KindCase = {
   families: ['syscall'],
-  declared: fc.record({ profile: fc.constantFrom('build', 'minimal'), allow: unique(fc.constantFrom('ptrace', 'mkdir', 'connect', 'socket', 'read', 'mount', 'renameat', 'memfd_create'), 4) }),
+  declared: fc.oneof(
+    { weight: 3, arbitrary: fc.record({ profile: fc.constantFrom('build', 'strict'), allow: unique(fc.constantFrom('ptrace', 'mkdir', 'connect', 'socket', 'read', 'mount', 'renameat', 'memfd_create'), 4), deny: unique(deniedCall, 2) }) },
+    { weight: 1, arbitrary: fc.record({ profile: fc.constant('strict'), allow: unique(fc.oneof(fc.constantFrom('mkdir', 'ptrace'), ruled), 4), deny: unique(deniedCall, 2) }) },
+    { weight: 1, arbitrary: fc.record({ profile: ociBase, allow: unique(fc.oneof(fc.constantFrom('mkdir', 'ptrace'), ruled), 3), deny: unique(deniedCall, 2) }) },
+  ),
   events: fc.dictionary(call, counts, { maxKeys: 10, noNullPrototype: true }).map(calls => [syscalls(calls)]),
   // One record tells of many calls, some allowed and some not: `allowedCalls` says which.
   allows: () => null,
 }
-/** The calls of a record that reached the kernel and that a declaration allows. */
-export function allowedCalls(declared: { profile: string; allow: string[] }, events: readonly EvidenceBody[]): string[] {
-  const sample = declared.profile === 'build' ? BUILD_SAMPLE : MINIMAL_SAMPLE
+/** The calls of a record that reached the kernel and that a declaration allows, some arguments at least. */
+export function allowedCalls({ profile, allow, deny }: { profile: string | { oci: { syscalls: { names: string[]; action: string }[] } }; allow: (string | { name: string })[]; deny: unknown[] }, events: readonly EvidenceBody[]): string[] {
+  const sample = typeof profile !== 'string' ? new Set(profile.oci.syscalls.filter(rule => rule.action === 'SCMP_ACT_ALLOW').flatMap(rule => rule.names)) : profile === 'build' ? BUILD_SAMPLE : MINIMAL_SAMPLE
+  const more = allow.map(one => (typeof one === 'string' ? one : one.name))
   return events.flatMap(event => (event.type === 'syscalls' ? event.calls : [])).filter(one => one.succeeded + one.failed + one.unfinished > 0)
-    .map(one => one.name!).filter(name => sample.has(name) || declared.allow.includes(name))
+    .map(one => one.name!).filter(name => (sample.has(name) || more.includes(name)) && !deny.includes(name))
 }
 
 const secretName = fc.constantFrom('NPM_TOKEN', 'KEY', 'A')

@@ -32,7 +32,7 @@ t.test('absent means none, and every default is filled in', async t => {
       mode: 'enforce', ttl: '1m', workspace: 'none', rootfsWrites: 'readonly', system: 'readonly', capabilities: [], noexec: [], missingPaths: 'refuse', limits: { memory: '2GiB', pids: 1024, openFiles: 4096 }, environment: { pass: [], set: {} }, hosts: {},
       authority: {
         github: { permissions: {}, repositories: [], apiUrl: 'https://api.github.com' }, network: [], filesystem: { read: [], write: [] }, exec: [],
-        syscall: { profile: 'minimal', allow: [] }, secret: [],
+        syscall: { profile: 'strict', allow: [], deny: [] }, secret: [],
       },
     },
   })
@@ -204,7 +204,7 @@ t.test('a narrowed contract is to be enforced, holds what was used, and is narro
   const narrowed = narrowContract(contract, events)
   t.match(narrowed.spec, {
     mode: 'enforce', ttl: '1h', workspace: 'shared',
-    authority: { github: { permissions: {} }, network: [], filesystem: { read: ['/usr/lib/x86_64-linux-gnu'], write: [] }, exec: ['/usr/bin/true'], syscall: { profile: 'minimal', allow: ['mkdir', 'mkdirat'] }, secret: [{ name: 'NPM_TOKEN' }] },
+    authority: { github: { permissions: {} }, network: [], filesystem: { read: ['/usr/lib/x86_64-linux-gnu'], write: [] }, exec: ['/usr/bin/true'], syscall: { profile: 'strict', allow: ['mkdir', 'mkdirat'] }, secret: [{ name: 'NPM_TOKEN' }] },
   })
   t.same(narrowed.spec.authority.github.permissions, {})
   t.same(narrowContract(narrowed, events), narrowed)

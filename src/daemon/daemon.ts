@@ -283,3 +283,8 @@ function spawnerGone(error: unknown): boolean {
 
 /** Node's list of errors lacks it (include/uapi/asm-generic/errno.h). */
 const ESHUTDOWN = 108
+
+/** Profiles of other engines are what the client sent of them: the daemon opens no path of a caller's. */
+function handedProfile({ contract: { profiles = {} } }: RunMessage): (name: string) => string | undefined {
+  return name => (Object.hasOwn(profiles, name) ? profiles[name] : undefined)
+}

@@ -177,10 +177,36 @@ static Fd MakeOverlay(const Plan& plan, size_t at, std::map<uint16_t, Fd>* trees
   return mount;
 }
 
-static size_t FirstOverlay(const Plan& plan) {
-  size_t i = 0;
-  while (i < plan.mounts.size() && plan.mounts[i].type != kOverlay) i++;
-  return i;
+// All overlays of the plan, by their place in it, mounted nowhere yet. The folder of layers is gone when this returns: what
+// stayed mounted below the cell's root would lie open to it through ".." once the host's root is let go.
+static std::map<size_t, Fd> MakeOverlays(const Plan& plan, std::map<uint16_t, Fd>* trees, int host) {
+  std::map<size_t, Fd> overlays;
+  Fd scratch;
+  for (size_t i = 0; i < plan.mounts.size(); i++) {
+    if (plan.mounts[i].type != kOverlay) continue;
+    if (!scratch) {
+      scratch = MakeTmpfs(1024 * 1024, 0700, "the layers");
+      Must(MoveMount(scratch.get(), host), "mount the folder of layers");
+    }
+    overlays[i] = MakeOverlay(plan, i, trees, scratch.get());
+  }
+  if (!scratch) return overlays;
+  Must(fchdir(scratch.get()), "enter the folder of layers");
+  Must(static_cast<int>(syscall(SYS_umount2, ".", kDetach)), "let go of the folder of layers");
+  Must(chdir("/"), "leave the folder of layers");
+  return overlays;
+}
+
+// A walk by ".." ends on whatever is mounted on top of the root, where one from "/" does not: nothing may be.
+static void MustBeAlone(const Plan& plan, int root) {
+  struct stat ours, above;
+  Must(fstat(root, &ours), "look at the root");
+  for (auto& step : plan.mounts) {
+    if ((step.type != kTmpfs && step.type != kProc) || step.target.rfind('/') != 0) continue;
+    Must(stat((step.target + "/..").c_str(), &above), "look above", step.target);
+    if (above.st_dev != ours.st_dev || above.st_ino != ours.st_ino) Fail("let go of the host's root: it lies on the new one", EBUSY);
+    return;
+  }
 }
 
 void BuildRoot(const Plan& plan, std::map<uint16_t, Fd> trees) {
@@ -190,15 +216,10 @@ void BuildRoot(const Plan& plan, std::map<uint16_t, Fd> trees) {
   // On top of the host's root, which always is a place to mount on; then the two change places.
   Fd host(open("/", O_PATH | O_DIRECTORY | O_CLOEXEC));
   Must(host.get(), "open the host's root");
-  // Where layers are mounted goes away with the host's root.
-  Fd scratch;
-  const size_t overlay = FirstOverlay(plan);
-  if (overlay < plan.mounts.size()) {
-    scratch = MakeTmpfs(1024 * 1024, 0700, "the layers");
-    Must(MoveMount(scratch.get(), host.get()), "mount the folder of layers");
-  }
-  const bool image = overlay < plan.mounts.size() && plan.mounts[overlay].target == "/";
-  Fd root = image ? MakeOverlay(plan, overlay, &trees, scratch.get()) : MakeTmpfs(plan.root_size, 0755, "/");
+  std::map<size_t, Fd> overlays = MakeOverlays(plan, &trees, host.get());
+  // The root is the first of all mounts, if it is one of them.
+  const bool image = !overlays.empty() && plan.mounts[overlays.begin()->first].target == "/";
+  Fd root = image ? std::move(overlays.begin()->second) : MakeTmpfs(plan.root_size, 0755, "/");
   Must(MoveMount(root.get(), host.get()), "mount the root");
 
   for (size_t i = 0; i < plan.mounts.size(); i++) {
@@ -212,12 +233,9 @@ void BuildRoot(const Plan& plan, std::map<uint16_t, Fd> trees) {
         trees.erase(tree);
         break;
       }
-      case kOverlay: {
-        if (step.target == "/") break;
-        Fd mount = MakeOverlay(plan, i, &trees, scratch.get());
-        Attach(root.get(), mount.get(), step.target);
+      case kOverlay:
+        if (step.target != "/") Attach(root.get(), overlays[i].get(), step.target);
         break;
-      }
       case kTmpfs: {
         Fd mount = MakeTmpfs(step.size, step.mode, step.target, (step.flags & kNoexec) != 0 ? MOUNT_ATTR_NOEXEC : 0);
         Attach(root.get(), mount.get(), step.target);
@@ -237,6 +255,7 @@ void BuildRoot(const Plan& plan, std::map<uint16_t, Fd> trees) {
   Must(syscall(SYS_umount2, ".", kDetach), "let go of the host's root");
   Must(chdir("/"), "enter the new root");
   if (!image) SetReadOnly(root.get(), "/");
+  MustBeAlone(plan, root.get());
 }
 
 }  // namespace ambit

@@ -21,8 +21,8 @@ export type CellOverlays = {
   workspace: Store | null
   /** The image's: a layer of the cell's own folders and files above it, and where writes go, if any may be. */
   root: { own: string; store: Store | null } | null
-  /** Of the host's directories that the contract grants for writing: a layer that hides what nobody else may read, and where writes go. */
-  system: { tree: string; own: string; store: Store }[]
+  /** Of the host's directories that the contract grants for writing: where writes go, and what hides what others may not read. */
+  system: { tree: string; store: Store }[]
   /** After the end: keeps what was written to the workspace, for its owner, and nothing else. Where that is, or null: nothing was written. */
   keep(): Promise<string | null>
   /** Removes all of it; for a cell that was never built. */
@@ -92,10 +92,11 @@ export async function openOverlays(native: NativeAddon, dir: string, request: Ov
     for (const [index, tree] of trees.entries()) {
       const about = statSync(tree)
       const ids = { uid: shift(about.uid), gid: shift(about.gid) }
-      const own = folder(`system-own-${index}`, ids, about.mode & 0o1777)
-      await hide(native, { tree, mask: own, own: [...request.own, dir], shift })
-      if (tree === '/etc') writeOwn(own)
-      overlays.system.push({ tree, own, store: store(`system-${index}`, ids, about.mode & 0o1777) })
+      const place = store(`system-${index}`, ids, about.mode & 0o1777)
+      // In the upper layer: a lower one that lies in another, as these do in /var, is none to the kernel (ELOOP).
+      await hide(native, { tree, mask: join(place, 'upper'), own: [...request.own, realpathSync(dir)], shift })
+      if (tree === '/etc') writeOwn(join(place, 'upper'))
+      overlays.system.push({ tree, store: place })
     }
   } catch (error) {
     await overlays.discard()

@@ -141,10 +141,11 @@ function hostMounts(request: PlanRequest, writable: readonly string[], interpret
   }
   // Links that lead into a tree that is written through an overlay are shown as those into one that is read.
   for (const { tree } of overlays.system) root.expose(tree)
+  const shown = root.mounts().filter(({ target }) => !overlays.system.some(({ tree }) => inside(target, tree)))
   return [
-    ...root.mounts().map(mount => (mount.type === 'bind' && !LIBRARIES.some(tree => inside(mount.target, tree)) ? { ...mount, noexec: noexec(mount.target) } : mount)),
-    ...overlays.system.map(({ tree, own, store }): Mount => ({
-      type: 'overlay', target: tree, upper: { source: store }, lower: [{ source: own }, { source: tree, idmapAll: true }], noexec: !LIBRARIES.some(folder => inside(tree, folder)) && noexec(tree),
+    ...shown.map(mount => (mount.type === 'bind' && !LIBRARIES.some(tree => inside(mount.target, tree)) ? { ...mount, noexec: noexec(mount.target) } : mount)),
+    ...overlays.system.map(({ tree, store }): Mount => ({
+      type: 'overlay', target: tree, upper: { source: store }, lower: [{ source: tree, idmapAll: true }], noexec: !LIBRARIES.some(folder => inside(tree, folder)) && noexec(tree),
     })),
   ]
 }

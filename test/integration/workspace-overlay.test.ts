@@ -187,6 +187,20 @@ t.test('a link that stands in the way of applying leads nowhere, no set-id bit a
   t.end()
 })
 
+t.test('nothing of the host lies on the cell\'s root, from which ever side it is walked to', t => {
+  const work = workspace()
+  const observe = OVERLAY.replace('.yaml', '-observe.yaml')
+  writeFileSync(observe, readFileSync(OVERLAY, 'utf8').replace('mode: enforce', 'mode: observe'))
+  for (const file of [OVERLAY, SHARED, observe]) {
+    const { stdout, stderr } = run(file, 'grep -c " / / " /proc/self/mountinfo; for from in / /tmp/.. /workspace/.. /usr/..; do stat -c %d:%i $from; done', work)
+    const [mounts, ...roots] = stdout.trim().split('\n')
+    t.equal(mounts, '1', stderr)
+    t.equal(roots.length, 4)
+    t.equal(new Set(roots).size, 1, stdout)
+  }
+  t.end()
+})
+
 t.test('others than the caller do not get at the changes', t => {
   const work = workspace()
   const home = kept(run(OVERLAY, 'echo secret > made', work).stderr)

@@ -95,6 +95,9 @@ export type ReservedCell = {
   dnsUdp6: number
   dnsTcp4: number
   dnsTcp6: number
+  /** UDP sockets that sk_lookup hands every datagram to that is neither for loopback nor for port 53. */
+  udp4: number
+  udp6: number
 }
 
 export type CellExit = {
@@ -171,14 +174,35 @@ export interface NativeProbes {
   /** Uprobes on a TLS library or binary, by inode, for every cell. Idempotent per inode. */
   attachTls(path: string, flavour: 'openssl' | 'gnutls'): ProbeReport[]
   detachTls(): void
-  /** Gives every TCP connection of the namespace that is not meant for loopback to the relay's sockets. Returns a handle. */
-  attachRelay(netns: number, relay4: number, relay6: number): number
+  /** Gives every TCP connection and datagram of the namespace that is not meant for loopback to the relay's sockets; -1: there is none. Returns a handle. */
+  attachRelay(netns: number, relay4: number, relay6: number, udp4: number, udp6: number): number
+  /** The map that lets a relay's answers to datagrams through, as a descriptor of the caller's own. */
+  relayAnswers(handle: number): number
   detachRelay(handle: number): void
   close(): void
 }
 
 /** How a call is refused: with an error, by ending the thread or the process, or with SIGSYS, which the program may catch. */
 export type Refusal = { errno: number } | 'kill-thread' | 'kill-process' | 'trap'
+export type DatagramEnd = {
+  /** Of the payload alone. */
+  bytesOut: number
+  bytesIn: number
+  /** What ended it, as a clause; empty: silence, or the cell's end. `errno` 0: no error. */
+  why: string
+  errno: number
+}
+
+/** One thread that carries the datagrams of every cell. A flow is one pair of client and destination. */
+export interface NativeDatagrams {
+  /** Owns `udp4` and `udp6` from then on; -1: there is none. `netns` and `answers` (relayAnswers) stay the caller's. Returns the cell's number. */
+  add(netns: number, udp4: number, udp6: number, answers: number): number
+  /** Lets the flow's datagrams go to the address, or refuses them with "port unreachable" where `target` is null. */
+  rule(flow: number, target: string | null, port?: number): void
+  /** Ends every flow of the cell; `onRemoved` is called after their ends. */
+  remove(cell: number): void
+  close(): void
+}
 
 export type SeccompPlan = {
   /** Errno of calls that no rule allows; ENOSYS makes C libraries fall back. */
@@ -207,6 +231,14 @@ export interface NativeAddon {
    * v2 root; they are direct children of `parentCgroup`. `ringBytes`: a power of two; the objects' own size if left out.
    */
   Probes: new (objectDir: string, level: number, parentCgroup: string, onBatch: (events: Buffer) => void, ringBytes?: number) => NativeProbes
+  /**
+   * `onFlow` must be answered with `rule`; `onEnd` is called for each flow that was told, `onRemoved` last, with the number of
+   * datagrams that came too fast to be ruled on. `flows`: of one cell at once; beyond it the one that was silent longest ends.
+   */
+  Datagrams: new (idleMs: number, flows: number,
+    onFlow: (cell: number, flow: number, address: string, port: number) => void,
+    onEnd: (cell: number, flow: number, end: DatagramEnd) => void,
+    onRemoved: (cell: number, unheard: number) => void) => NativeDatagrams
   buildSeccomp(plan: SeccompPlan): Buffer
   /** `arch`: place in `syscallCount.arch` (0 x86_64, 1 i386, 2 x32, 3 aarch64, 4 arm). Null: the number has no name. */
   syscallName(arch: number, nr: number): string | null

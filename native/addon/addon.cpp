@@ -6,6 +6,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   if (RegisterControl) RegisterControl(env, exports);
   if (RegisterProbes) RegisterProbes(env, exports);
   if (RegisterRelay) RegisterRelay(env, exports);
+  if (RegisterDatagrams) RegisterDatagrams(env, exports);
   if (RegisterSystem) RegisterSystem(env, exports);
   return exports;
 }

@@ -7,6 +7,7 @@ __attribute__((weak)) void RegisterSpawner(Napi::Env env, Napi::Object exports);
 __attribute__((weak)) void RegisterControl(Napi::Env env, Napi::Object exports);
 __attribute__((weak)) void RegisterProbes(Napi::Env env, Napi::Object exports);
 __attribute__((weak)) void RegisterRelay(Napi::Env env, Napi::Object exports);
+__attribute__((weak)) void RegisterDatagrams(Napi::Env env, Napi::Object exports);
 __attribute__((weak)) void RegisterSystem(Napi::Env env, Napi::Object exports);
 
 // Throws a JavaScript Error with {code: 'NATIVE', errno, syscall}; `what` is the call that failed.

@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
+#include "relay.h"
 
 namespace {
 
@@ -152,7 +153,7 @@ void Probes::Register(Napi::Env env, Napi::Object exports) {
     InstanceMethod<&Probes::Load>("load"), InstanceMethod<&Probes::Attach>("attach"), InstanceMethod<&Probes::Detach>("detach"),
     InstanceMethod<&Probes::AddCell>("addCell"), InstanceMethod<&Probes::ReadCell>("readCell"), InstanceMethod<&Probes::RemoveCell>("removeCell"),
     InstanceMethod<&Probes::Flush>("flush"), InstanceMethod<&Probes::AttachTls>("attachTls"), InstanceMethod<&Probes::DetachTls>("detachTls"),
-    InstanceMethod<&Probes::AttachRelay>("attachRelay"), InstanceMethod<&Probes::DetachRelay>("detachRelay"), InstanceMethod<&Probes::Close>("close"),
+    InstanceMethod<&Probes::AttachRelay>("attachRelay"), InstanceMethod<&Probes::RelayAnswers>("relayAnswers"), InstanceMethod<&Probes::DetachRelay>("detachRelay"), InstanceMethod<&Probes::Close>("close"),
   }));
 }
 
@@ -562,30 +563,38 @@ Napi::Value Probes::AttachRelay(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   MustBeLoaded(env);
   int netns = static_cast<int>(NumberArgument(info, 0, "netns"));
-  const uint64_t sockets[2] = {NumberArgument(info, 1, "relay4"), NumberArgument(info, 2, "relay6")};
   bpf_object* object = objects_.at("relay").object.get();
   if (object == nullptr) ThrowErrno(env, ("load the relay's program: " + objects_.at("relay").why).c_str(), ENOSYS);
 
-  const int domains[2] = {AF_INET, AF_INET6};
-  for (int place = 0; place < 2; place++) {
-    int fd = static_cast<int>(sockets[place]), domain = 0, listening = 0;
-    socklen_t size = sizeof(int);
-    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) != 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) != 0) ThrowErrno(env, "look at the relay's socket", errno);
-    // A map would take others too, and the program would then drop every connection.
-    if (domain != domains[place] || listening == 0) ThrowErrno(env, "give connections to a socket that does not listen for that family", EINVAL);
-  }
-
+  struct Place { const char* name; int domain, type; };
+  const Place places[] = {{"relay4", AF_INET, SOCK_STREAM}, {"relay6", AF_INET6, SOCK_STREAM}, {"udp4", AF_INET, SOCK_DGRAM}, {"udp6", AF_INET6, SOCK_DGRAM}};
   Relay relay;
-  relay.map = ambit::Fd(bpf_map_create(BPF_MAP_TYPE_SOCKMAP, "relay", sizeof(uint32_t), sizeof(uint64_t), 2, nullptr));
+  relay.map = ambit::Fd(bpf_map_create(BPF_MAP_TYPE_SOCKMAP, "relay", sizeof(uint32_t), sizeof(uint64_t), std::size(places), nullptr));
   if (!relay.map) ThrowErrno(env, "make the relay's map", errno);
-  for (uint32_t place = 0; place < 2; place++) {
-    if (bpf_map_update_elem(relay.map.get(), &place, &sockets[place], BPF_ANY) != 0) ThrowErrno(env, "put the relay's socket into its map", errno);
+  LIBBPF_OPTS(bpf_map_create_opts, grown, .map_flags = BPF_F_NO_PREALLOC);
+  relay.answers = ambit::Fd(bpf_map_create(BPF_MAP_TYPE_HASH, "answers", sizeof(ambit_answer), sizeof(uint8_t), AMBIT_ANSWERS, &grown));
+  if (!relay.answers) ThrowErrno(env, "make the map of the relay's answers", errno);
+  for (uint32_t place = 0; place < std::size(places); place++) {
+    const auto& [name, domain, type] = places[place];
+    const int fd = static_cast<int>(NumberArgument(info, 1 + place, name));
+    // A host without IPv6 has none of its sockets: the program drops what finds no place.
+    if (fd < 0) continue;
+    int of_domain = 0, of_type = 0, listening = 0;
+    socklen_t size = sizeof(int);
+    for (auto [option, value] : {std::pair{SO_DOMAIN, &of_domain}, {SO_TYPE, &of_type}, {SO_ACCEPTCONN, &listening}}) {
+      if (getsockopt(fd, SOL_SOCKET, option, value, &size) != 0) ThrowErrno(env, "look at the relay's socket", errno);
+    }
+    // A map would take others too, and the program would then drop every connection.
+    if (of_domain != domain || of_type != type || (type == SOCK_STREAM && listening == 0)) ThrowErrno(env, "give connections to a socket that does not take them for that family", EINVAL);
+    const uint64_t socket = fd;
+    if (bpf_map_update_elem(relay.map.get(), &place, &socket, BPF_ANY) != 0) ThrowErrno(env, "put the relay's socket into its map", errno);
   }
   bpf_program* program = bpf_object__find_program_by_name(object, "relay_lookup");
   const bpf_insn* first = bpf_program__insns(program);
   std::vector<bpf_insn> code(first, first + bpf_program__insn_cnt(program));
+  const int own_answers = bpf_object__find_map_fd_by_name(object, "answers");
   for (bpf_insn& step : code) {
-    if (step.code == (BPF_LD | BPF_IMM | BPF_DW) && step.src_reg == BPF_PSEUDO_MAP_FD) step.imm = relay.map.get();
+    if (step.code == (BPF_LD | BPF_IMM | BPF_DW) && step.src_reg == BPF_PSEUDO_MAP_FD) step.imm = step.imm == own_answers ? relay.answers.get() : relay.map.get();
   }
   LIBBPF_OPTS(bpf_prog_load_opts, options, .expected_attach_type = BPF_SK_LOOKUP);
   relay.program = ambit::Fd(bpf_prog_load(BPF_PROG_TYPE_SK_LOOKUP, "relay_lookup", "Dual BSD/GPL", code.data(), code.size(), &options));
@@ -595,6 +604,17 @@ Napi::Value Probes::AttachRelay(const Napi::CallbackInfo& info) {
   uint32_t handle = next_relay_++;
   relays_.emplace(handle, std::move(relay));
   return Napi::Number::New(env, handle);
+}
+
+// A descriptor of the caller's own, which outlives the relay's handle.
+Napi::Value Probes::RelayAnswers(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  MustBeLoaded(env);
+  auto relay = relays_.find(NumberArgument(info, 0, "handle"));
+  if (relay == relays_.end()) ThrowErrno(env, "find the relay", ENOENT);
+  int fd = fcntl(relay->second.answers.get(), F_DUPFD_CLOEXEC, 0);
+  if (fd < 0) ThrowErrno(env, "share the map of the relay's answers", errno);
+  return Napi::Number::New(env, fd);
 }
 
 void Probes::DetachRelay(const Napi::CallbackInfo& info) {

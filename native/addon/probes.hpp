@@ -31,7 +31,7 @@ class Probes : public Napi::ObjectWrap<Probes> {
   using ObjectPtr = std::unique_ptr<bpf_object, ObjectClose>;
   using LinkPtr = std::unique_ptr<bpf_link, LinkClose>;
   struct Loaded { ObjectPtr object; std::string why; };
-  struct Relay { ambit::Fd map, program, link; };
+  struct Relay { ambit::Fd map, answers, program, link; };
   using Kinds = std::array<uint64_t, AMBIT_KIND_COUNT>;
 
   // What the ring's thread hands over: records, or the token that a flush waits for.
@@ -49,6 +49,7 @@ class Probes : public Napi::ObjectWrap<Probes> {
   Napi::Value AttachTls(const Napi::CallbackInfo& info);
   void DetachTls(const Napi::CallbackInfo& info);
   Napi::Value AttachRelay(const Napi::CallbackInfo& info);
+  Napi::Value RelayAnswers(const Napi::CallbackInfo& info);
   void DetachRelay(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
 

@@ -250,7 +250,7 @@ void Spawner::Hear(Napi::Env env, Heard& heard) {
     reserved.Set("pidfd", heard.fds[0].Release());
     reserved.Set("netns", heard.fds[1].Release());
     size_t at = 2;
-    const char* names[kSocketCount] = {"relay4", "relay6", "dnsUdp4", "dnsUdp6", "dnsTcp4", "dnsTcp6"};
+    const char* names[kSocketCount] = {"relay4", "relay6", "dnsUdp4", "dnsUdp6", "dnsTcp4", "dnsTcp6", "udp4", "udp6"};
     for (int i = 0; i < kSocketCount; i++) reserved.Set(names[i], (message.sockets >> i & 1) != 0 ? heard.fds[at++].Release() : -1);
     cell.reserved = true;
     Take(cell).Resolve(reserved);

@@ -13,7 +13,7 @@ constexpr int kIdSize = 64;
 constexpr uint32_t kMaxPlanSize = 8 * 1024 * 1024;
 
 // The listening sockets of a cell, in the order in which they are sent. A host without IPv6 lacks every second one.
-enum ListeningSocket : int { kRelay4, kRelay6, kDnsUdp4, kDnsUdp6, kDnsTcp4, kDnsTcp6, kSocketCount };
+enum ListeningSocket : int { kRelay4, kRelay6, kDnsUdp4, kDnsUdp6, kDnsTcp4, kDnsTcp6, kUdp4, kUdp6, kSocketCount };
 
 // addon → spawner. kReserve comes with the v2 cgroup's folder and the `tasks` file of each v1 one; kPrepare with the plan's
 // memfd, stdin, stdout, stderr, then the binds' descriptors.

@@ -100,6 +100,14 @@ static Fd Open(int family, int type, uint16_t port, bool loopback, const char* s
   return fd;
 }
 
+// Each datagram comes with the address that it was sent to (ip(7), IP_RECVORIGDSTADDR).
+static Fd OpenForDatagrams(int family, const char* step) {
+  Fd fd = Open(family, SOCK_DGRAM, 0, true, step);
+  int yes = 1;
+  Must(family == AF_INET ? setsockopt(fd.get(), IPPROTO_IP, IP_RECVORIGDSTADDR, &yes, sizeof yes) : setsockopt(fd.get(), IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, &yes, sizeof yes), step);
+  return fd;
+}
+
 Sockets SetUpNetwork() {
   Fd control(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   Must(control.get(), "open a socket for lo");
@@ -142,6 +150,8 @@ Sockets SetUpNetwork() {
   if (has6) add(kDnsUdp6, Open(AF_INET6, SOCK_DGRAM, 53, false, "open the resolver's IPv6 UDP socket"));
   add(kDnsTcp4, Open(AF_INET, SOCK_STREAM, 53, false, "open the resolver's IPv4 TCP socket"));
   if (has6) add(kDnsTcp6, Open(AF_INET6, SOCK_STREAM, 53, false, "open the resolver's IPv6 TCP socket"));
+  add(kUdp4, OpenForDatagrams(AF_INET, "open the relay's IPv4 UDP socket"));
+  if (has6) add(kUdp6, OpenForDatagrams(AF_INET6, "open the relay's IPv6 UDP socket"));
   return sockets;
 }
 

@@ -69,11 +69,16 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
     const opening = (async () => {
       host.probes.watch(cgroup.id, await apiReader(request.apiHosts))
       // The egress owns the sockets from the moment that it is asked to open, whether it can or not.
+      const answers = host.probes.relayAnswers(reserved.relay)
       reserved.socketsTaken()
-      egress = await openEgress({
-        sockets: reserved.native, grants: contract.spec.authority.network, hosts: contract.spec.hosts, mode: contract.spec.mode,
-        emit: body => log.append(body),
-      })
+      try {
+        egress = await openEgress({
+          netns: reserved.native.netns, answers, sockets: reserved.native, grants: contract.spec.authority.network, hosts: contract.spec.hosts, mode: contract.spec.mode,
+          emit: body => log.append(body),
+        })
+      } finally {
+        closeSync(answers)
+      }
       return egress
     })()
     const [{ hooks }] = await all(opening, built)

@@ -41,12 +41,12 @@ export async function reserveCell(host: CellHost, id: string, slot: number, limi
     const cgroup = host.cgroups.createCell(id, limits)
     undo.push(() => host.cgroups.removeCell(id))
     const native = await host.spawner.reserve({ id, cgroups: cgroup, ids: idsOf(slot) })
-    const { pidfd, netns, relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6 } = native
-    let sockets = [relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6].filter(fd => fd >= 0)
+    const { pidfd, netns, relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6, udp4, udp6 } = native
+    let sockets = [relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6, udp4, udp6].filter(fd => fd >= 0)
     undo.push(() => { for (const fd of [pidfd, netns, ...sockets]) closeSync(fd) }, () => host.cgroups.killCell(id))
     host.probes.addCell(cgroup.id, native.pid)
     undo.push(() => host.probes.removeCell(cgroup.id))
-    const relay = host.probes.attachRelay(netns, relay4, relay6)
+    const relay = host.probes.attachRelay(netns, relay4, relay6, udp4, udp6)
     undo.push(() => host.probes.detachRelay(relay))
     return { id, slot, cgroup, native, relay, exit, socketsTaken() { sockets = [] }, release: unwind }
   } catch (error) {

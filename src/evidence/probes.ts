@@ -28,7 +28,8 @@ export type Probes = {
   watch(cgroupId: bigint, api: ApiReader | null): void
   removeCell(cgroupId: bigint): void
   /** Descriptors of the cell's network namespace and of the relay's listening sockets; returns a handle. */
-  attachRelay(netns: number, relay4: number, relay6: number): number
+  attachRelay(netns: number, relay4: number, relay6: number, udp4: number, udp6: number): number
+  relayAnswers(handle: number): number
   detachRelay(handle: number): void
   /** Where the events of a cell go from now on, those that came before it first. */
   route(cgroupId: bigint, log: Pick<CellLog, 'append'>): void
@@ -140,7 +141,8 @@ export function openProbes(options: ProbesOptions): Probes {
         }, LINGER_MS).unref()
       }
     },
-    attachRelay: (netns, relay4, relay6) => probes.attachRelay(netns, relay4, relay6),
+    attachRelay: (...sockets) => probes.attachRelay(...sockets),
+    relayAnswers: handle => probes.relayAnswers(handle),
     detachRelay: handle => probes.detachRelay(handle),
     route(cgroupId, log) {
       const route = known(cells, cgroupId)

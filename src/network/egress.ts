@@ -6,6 +6,7 @@ import type { EvidenceBody, HookReport } from '../evidence/records.ts'
 import { isHostGrant, protocolOf, type Grant, type HostGrant, type Protocol } from '../authority/destination.ts'
 import { parseAddress } from '../authority/addresses.ts'
 import { serveDatagrams, serveDnsConnections } from './dns-server.ts'
+import { openDatagramRelay } from './datagrams.ts'
 import { openJournal } from './journal.ts'
 import { cellNames } from './names.ts'
 import { policyOf } from './policy.ts'
@@ -13,10 +14,13 @@ import { openRelay } from './relay.ts'
 import { cellResolver } from './resolver.ts'
 import { hostUpstream } from './upstream.ts'
 
-export type EgressSockets = { relay4: number; relay6: number; dnsUdp4: number; dnsUdp6: number; dnsTcp4: number; dnsTcp6: number }
+export type EgressSockets = { relay4: number; relay6: number; dnsUdp4: number; dnsUdp6: number; dnsTcp4: number; dnsTcp6: number; udp4: number; udp6: number }
 
 export type EgressOptions = {
-  /** Descriptors of sockets in the cell's network namespace, the TCP ones listening. Owned, and closed, from the call on, even if it throws. */
+  /** The cell's network namespace, and the map that lets answers to datagrams through in it; both stay the caller's. */
+  netns: number
+  answers: number
+  /** Descriptors of sockets in it, the TCP ones listening; those for datagrams may be missing (-1). Owned, and closed, from the call on, even if it throws. */
   sockets: EgressSockets
   grants: readonly Grant[]
   /** Names with a fixed address, which may be loopback or private: it is named by being here. Does not declare the name. */
@@ -37,9 +41,11 @@ export type Egress = {
  * In `observe` any public destination is reached; private, link-local, metadata and the host's own addresses are refused in both
  * modes unless the contract names them.
  */
-export async function openEgress({ sockets, grants, hosts, mode, emit }: EgressOptions): Promise<Egress> {
-  const { relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6 } = sockets
-  const descriptors = new Set([relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6])
+export async function openEgress({ netns, answers, sockets, grants, hosts, mode, emit }: EgressOptions): Promise<Egress> {
+  const { relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6, udp4, udp6 } = sockets
+  // A host without IPv6 has none of its sockets (-1).
+  const there = (fds: number[]): number[] => fds.filter(fd => fd >= 0)
+  const descriptors = new Set(there([relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6, udp4, udp6]))
   const adopted: (Server | Datagrams)[] = []
   const take = <Held extends Server | Datagrams>(fd: number, held: Held): Held => {
     descriptors.delete(fd)
@@ -52,11 +58,14 @@ export async function openEgress({ sockets, grants, hosts, mode, emit }: EgressO
   const names = cellNames(hosts)
   const upstream = hostUpstream()
   const journal = openJournal(emit)
-  const relay = openRelay({ policy, names, journal })
+  let flows = 0
+  const relay = openRelay({ policy, names, journal, nextNumber: () => flows++ })
   const resolver = cellResolver({ policy: policyOf(hostGrants, mode), names, upstream, journal, mode })
+  let datagrams: { close(): Promise<void> } | undefined
   const dnsConnections: { close(): void }[] = []
   const closeSockets = async (): Promise<void> => {
     upstream.close()
+    await datagrams?.close()
     await Promise.all(adopted.map(held => new Promise<void>(resolve => { held.close(() => resolve()) })))
   }
   try {
@@ -65,9 +74,13 @@ export async function openEgress({ sockets, grants, hosts, mode, emit }: EgressO
     }
     // An adopted number that is not a socket would be another part's file.
     for (const fd of descriptors) if (!fstatSync(fd).isSocket()) throw new Error(`descriptor ${fd} is not a socket`)
-    for (const fd of [relay4, relay6]) relay.serve(take(fd, await listen(fd)))
-    for (const fd of [dnsTcp4, dnsTcp6]) dnsConnections.push(serveDnsConnections(take(fd, await listen(fd)), resolver))
-    for (const [fd, family] of [[dnsUdp4, 'udp4'], [dnsUdp6, 'udp6']] as const) serveDatagrams(take(fd, await bind(fd, family)), resolver)
+    for (const fd of there([relay4, relay6])) relay.serve(take(fd, await listen(fd)))
+    for (const fd of there([dnsTcp4, dnsTcp6])) dnsConnections.push(serveDnsConnections(take(fd, await listen(fd)), resolver))
+    for (const [fd, family] of [[dnsUdp4, 'udp4'], [dnsUdp6, 'udp6']] as const) if (fd >= 0) serveDatagrams(take(fd, await bind(fd, family)), resolver)
+    if (udp4 >= 0 || udp6 >= 0) {
+      datagrams = openDatagramRelay({ netns, answers, udp4, udp6, names, journal, policy: policyOf(over('udp'), mode), declared: policyOf(over('udp'), 'enforce'), nextNumber: () => flows++ })
+      for (const fd of [udp4, udp6]) descriptors.delete(fd)
+    }
   } catch (cause) {
     for (const fd of descriptors) try { closeSync(fd) } catch { /* the one that was not open */ }
     await closeSockets()
@@ -82,6 +95,7 @@ export async function openEgress({ sockets, grants, hosts, mode, emit }: EgressO
   return {
     hooks: () => [
       { name: 'relay', family: 'network', state: 'attached' },
+      ...(datagrams === undefined ? [] : [{ name: 'relay of datagrams', family: 'network', state: 'attached' } as const]),
       { name: 'resolver', family: 'dns', state: 'attached' },
     ],
     close: () => closing ??= (async () => {

@@ -6,6 +6,8 @@ type Dns = Extract<EvidenceBody, { type: 'dns' }>
 export type Journal = {
   flow(flow: Flow): void
   dns(dns: Dns): void
+  /** Datagrams that were dropped before anybody could rule on them: what they were is lost. */
+  unheard(count: number): void
   /** Tells what was held back. What comes after it is not told. */
   close(): void
 }
@@ -40,7 +42,7 @@ export function openJournal(emit: (body: EvidenceBody) => void, limits: JournalL
     flow(flow) {
       if (closed) return
       counts.flow.produced += 1
-      const key = JSON.stringify([flow.decision, flow.name, flow.nameSource, flow.address, flow.port, flow.reason])
+      const key = JSON.stringify([flow.decision, flow.name, flow.nameSource, flow.address, flow.port, flow.protocol, flow.reason])
       let kind = flows.get(key)
       if (kind === undefined) {
         if (kinds.flow[flow.decision]++ >= limits.kinds) {
@@ -77,6 +79,10 @@ export function openJournal(emit: (body: EvidenceBody) => void, limits: JournalL
       }
       names.set(key, new Set([...(told ?? []), ...fresh]))
       emit(dns)
+    },
+    unheard(count) {
+      counts.flow.produced += count
+      counts.flow.dropped += count
     },
     close() {
       closed = true

@@ -23,6 +23,8 @@ export type RelayOptions = {
   policy: Policy
   names: Names
   journal: Journal
+  /** Numbers of flows: the cell's own sequence. */
+  nextNumber?: () => number
   /** Where the accepted connection was headed: its own name, unless a test stands in for sk_lookup. */
   dialled?: (client: Socket) => { address: string | undefined; port: number | undefined }
   maxConnections?: number
@@ -133,7 +135,7 @@ export function openRelay(options: RelayOptions): Relay {
 
   const accept = (client: Socket): void => {
     const began = performance.now()
-    const number = count++
+    const number = options.nextNumber?.() ?? count++
     const { address: text, port } = options.dialled?.(client) ?? { address: client.localAddress, port: client.localPort }
     const address = text === undefined ? null : parseAddress(text)
     client.on('error', () => {})

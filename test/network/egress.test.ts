@@ -190,7 +190,7 @@ t.test('descriptors that are not sockets are refused, and the others are not lea
   await new Promise(resolve => server.once('listening', resolve))
   const files = Array.from({ length: 6 }, () => openSync('/dev/null', 'r'))
   const [relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6] = files as [number, number, number, number, number, number]
-  await t.rejects(openEgress({ sockets: { relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6 }, grants: [], hosts: {}, mode: 'enforce', emit: () => {} }), { code: 'CELL_FAILED' })
+  await t.rejects(openEgress({ netns: -1, answers: -1, sockets: { relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6, udp4: -1, udp6: -1 }, grants: [], hosts: {}, mode: 'enforce', emit: () => {} }), { code: 'CELL_FAILED' })
   for (const fd of files) t.throws(() => closeSync(fd), { code: 'EBADF' })
   server.close()
 })

@@ -14,6 +14,7 @@
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <thread>
@@ -508,6 +509,8 @@ void DatagramRelay::Drop(uint32_t id) {
   if (cell == cells_.end()) return;
   std::vector<uint64_t> open;
   for (auto& [key, number] : cell->second.flows) open.push_back(number);
+  // Told as they began.
+  std::sort(open.begin(), open.end());
   for (uint64_t number : open) End(number, "", 0);
   auto event = std::make_unique<DatagramEvent>();
   event->kind = DatagramEvent::kRemoved;

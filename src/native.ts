@@ -184,6 +184,7 @@ export interface NativeProbes {
 
 /** How a call is refused: with an error, by ending the thread or the process, or with SIGSYS, which the program may catch. */
 export type Refusal = { errno: number } | 'kill-thread' | 'kill-process' | 'trap'
+
 export type DatagramEnd = {
   /** Of the payload alone. */
   bytesOut: number

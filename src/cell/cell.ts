@@ -192,6 +192,7 @@ function enforcers(native: NativeAddon, contract: Contract): { name: string; sta
     { name: 'writes', state: writesState(contract) },
     { name: 'programs', state: !enforce || contract.spec.authority.exec.includes('*') ? 'any' : 'by Landlock; execve of memory and of what jobs write is refused; the loader can run what it can map' },
     { name: 'unix sockets', state: enforce && abi >= 9 ? 'those of the cell\'s own processes only, by Landlock' : 'not held: sockets in directories that the cell shows can be connected to' },
+    { name: 'file locks', state: 'not held: a job can lock any file that it may open, and keep waiting whoever asks for that lock' },
     { name: 'landlock', state: !enforce ? 'off in observe' : abi === 0 ? 'the kernel has none' : `ABI ${abi}${abi < LANDLOCK_KNOWN ? `; what ${LANDLOCK_KNOWN} would add is not held` : abi > LANDLOCK_KNOWN ? `, used as ${LANDLOCK_KNOWN}` : ''}` },
     { name: 'egress', state: enforce ? 'declared names only, by relay and resolver' : 'any public name, by relay and resolver' },
   ]

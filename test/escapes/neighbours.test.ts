@@ -1,4 +1,5 @@
 import { spawn, spawnSync } from 'node:child_process'
+import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { makePlace, removePlace, run, startDaemon, writeContract } from '../fixtures/daemon.ts'
@@ -40,4 +41,23 @@ t.test('in a cell, nothing of another cell that runs at the same time', async t 
   t.match(spawnSync(program, ['seek'], { encoding: 'utf8' }).stdout, /^found: process signal\n$/, 'the host finds the process alone')
   holder.child.kill('SIGTERM')
   await holder.result
+})
+
+t.test('a lock on a file that may only be read is a lock on the host, too: the evidence says that locks are not held', async t => {
+  const tree = mkdtempSync('/var/tmp/ambit-locks-')
+  t.teardown(() => rmSync(tree, { recursive: true }))
+  chmodSync(tree, 0o755)
+  const file = join(tree, 'file')
+  writeFileSync(file, '', { mode: 0o644 })
+  const locks = writeContract(place, { authority: `filesystem: { read: [/usr/lib, /usr/bin, /bin, /lib, /lib64, ${tree}], write: [] }
+exec: ['*']
+syscall: { profile: build }` })
+  const evidence = join(place.dir, 'locks')
+  const holder = run(place, locks, ['python3', '-c', `import fcntl, os, signal; fcntl.flock(os.open('${file}', os.O_RDONLY), fcntl.LOCK_EX); print('locked', flush=True); signal.pause()`], evidence)
+  await new Promise(resolve => holder.child.stdout!.once('data', resolve))
+  t.equal(spawnSync('flock', ['--nonblock', file, 'true']).status, 1, 'the host waits')
+  holder.child.kill('SIGTERM')
+  await holder.result
+  t.equal(spawnSync('flock', ['--nonblock', file, 'true']).status, 0)
+  t.match(readFileSync(join(evidence, 'events.jsonl'), 'utf8'), /"name":"file locks","state":"not held/)
 })

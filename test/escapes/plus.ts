@@ -95,11 +95,11 @@ const KERNEL: readonly Attack[] = [
   {
     name: 'release-agent', covers: ['row 8', 'row 9', 'cgroup release_agent'],
     attempts: 'have the kernel run a program as the host\'s root when a cgroup is empty',
-    setUp: stage => {
+    setUp: (stage, way) => {
       writeFileSync(join(stage.dir, 'agent'), `#!/bin/sh\ntouch ${stage.dir}/released\n`, { mode: 0o755 })
-      return [stage.dir]
+      return [stage.dir, way]
     },
-    evidence: everyCall('mount', 'unshare'), mayBeAbsent: 'a kernel without cgroup v1',
+    evidence: everyCall('mount', 'unshare'), mayBeAbsent: 'a kernel without cgroup v1, or whose own root is another than ours',
   },
   { name: 'core-pattern', covers: ['row 10', 'core_pattern'], attempts: 'name the program that gets the host\'s core dumps', evidence: deniedFile(CORE_PATTERN) },
   {
@@ -109,7 +109,7 @@ const KERNEL: readonly Attack[] = [
   },
   { name: 'network-settings', covers: ['kernel sysctls'], attempts: 'change the settings of the network that the fences rest on', evidence: everyFile('/proc/sys/net/ipv4/ip_forward', '/proc/sys/net/ipv4/conf/lo/route_localnet') },
   { name: 'device-nodes', covers: ['row 22', 'device nodes'], attempts: 'make a device node and open it', evidence: refusedCall(['mknodat', 'mknod']) },
-  { name: 'block-devices', covers: ['row 22', 'opening block devices'], attempts: 'open the disks and other devices of the host', evidence: deniedFile('/dev/loop-control') },
+  { name: 'block-devices', covers: ['row 22', 'opening block devices'], attempts: 'open the disks and other devices of the host', evidence: deniedFile('/dev/kmsg') },
 ]
 
 /** Other processes, programs, descriptors, services. */

@@ -18,7 +18,7 @@ static int put(const char *path, const char *text) {
 
 /* The kernel starts the program in the host's own namespaces: it is a script in the directory that the runner named. */
 int main(int argc, char **argv) {
-  const char *folder = argc > 1 ? argv[1] : "";
+  const char *folder = argument(argc, argv, 1);
   char mark[512], agent[512], hierarchy[512], file[600];
   snprintf(mark, sizeof mark, "%.400s/released", folder);
   snprintf(agent, sizeof agent, "%.400s/agent", folder);
@@ -31,9 +31,10 @@ int main(int argc, char **argv) {
     int parted = unshare(CLONE_NEWUSER | CLONE_NEWCGROUP | CLONE_NEWNS), part_error = errno;
     held("mounting a hierarchy: %s; first a user namespace: %s", error_name(error), parted < 0 ? error_name(part_error) : "made, but the mount needs the host's");
   }
-  int done = 0;
+  int done = 0, named = 0;
   snprintf(file, sizeof file, "%s/release_agent", hierarchy);
   if (put(file, agent) == 0) {
+    named = 1;
     snprintf(file, sizeof file, "%s/group", hierarchy);
     mkdir(file, 0700);
     snprintf(file, sizeof file, "%s/group/notify_on_release", hierarchy);
@@ -53,5 +54,6 @@ int main(int argc, char **argv) {
   }
   umount2(hierarchy, 0);
   rmdir(hierarchy);
+  if (named && !done && strcmp(argument(argc, argv, 2), "bare") == 0) absent("the kernel starts its programs where this script is not");
   done ? worked("the kernel ran the program as the host's root") : held("the program was not run");
 }

@@ -26,6 +26,8 @@ type Used = {
   loader: number
   /** Granted paths that are links on the cell's host, and where they lead. */
   links: Map<string, string>
+  /** The cell ran from an image: that the host has a program which it lacks makes no refusal. */
+  image: boolean
 }
 
 function note<T extends Act>(acts: Map<string, T>, path: string, act: T): void {
@@ -54,10 +56,13 @@ export const exec: AuthorityKind<Declared, Used> = {
   name: 'exec',
   schema,
   fromJob: () => ['*'],
-  nothingUsed: () => ({ ran: new Map(), nameless: new Map(), failed: new Map(), unknown: 0, loader: 0, links: new Map() }),
+  nothingUsed: () => ({ ran: new Map(), nameless: new Map(), failed: new Map(), unknown: 0, loader: 0, links: new Map(), image: false }),
 
   observe(event, used) {
-    if (event.type === 'cell.started') used.links = new Map(Object.entries(event.links ?? {}))
+    if (event.type === 'cell.started') {
+      used.links = new Map(Object.entries(event.links ?? {}))
+      used.image = event.rootfs !== undefined
+    }
     if (event.type === 'exec') {
       const act = { count: 1, first: event.process }
       if (LOADER.test(event.path)) used.loader++
@@ -66,7 +71,7 @@ export const exec: AuthorityKind<Declared, Used> = {
       else note(used.ran, event.path, act)
     }
     // What a job made itself is not on the host: that executing it was not permitted says enough.
-    if (event.type === 'exec.failed' && event.path.startsWith('/') && (event.errno === 'ENOENT' ? event.onHost : ['EACCES', 'EPERM'].includes(event.errno))) {
+    if (event.type === 'exec.failed' && event.path.startsWith('/') && (event.errno === 'ENOENT' ? event.onHost && !used.image : ['EACCES', 'EPERM'].includes(event.errno))) {
       note(used.failed, event.path, { count: 1, first: event.process, errno: event.errno })
     }
   },

@@ -35,6 +35,8 @@ type Used = {
   unsure: string | undefined
   /** Granted paths that are links on the cell's host, and where they lead. */
   links: Links
+  /** The cell ran from an image: all of it is there, and what it lacks the host's having it makes no refusal. */
+  image: boolean
 }
 
 /** Errors by which a cell withholds: not there, not permitted, not writable. Others are the file's own affair. */
@@ -90,10 +92,13 @@ export const filesystem: AuthorityKind<Declared, Used> = {
   name: 'filesystem',
   schema,
   fromJob: () => ({ read: ['/'], write: ['/workspace', '/tmp'] }),
-  nothingUsed: () => ({ done: { read: new Map(), write: new Map() }, sockets: new Map(), looked: new Map(), created: new Set(), failed: { read: new Map(), write: new Map() }, unknown: 0, unsure: undefined, links: new Map() }),
+  nothingUsed: () => ({ done: { read: new Map(), write: new Map() }, sockets: new Map(), looked: new Map(), created: new Set(), failed: { read: new Map(), write: new Map() }, unknown: 0, unsure: undefined, links: new Map(), image: false }),
 
   observe(event: EvidenceEvent, used) {
-    if (event.type === 'cell.started') used.links = new Map(Object.entries(event.links ?? {}))
+    if (event.type === 'cell.started') {
+      used.links = new Map(Object.entries(event.links ?? {}))
+      used.image = event.rootfs !== undefined
+    }
     if (event.type === 'file') {
       const said = event.source === 'argument'
       if (pathUnknown(event.path) || (said && event.access !== 'write')) used.unknown++
@@ -111,7 +116,7 @@ export const filesystem: AuthorityKind<Declared, Used> = {
       const writes = event.access !== 'read'
       const refused = WITHHELD.has(event.errno)
       // A new file is not on the host either: that making it was refused says enough. So it does of what is the cell's own.
-      if (!missing(event) && !(refused && (event.onHost || writes || cellsOwn(event.path)))) return
+      if (!(missing(event) && !used.image) && !(refused && (event.onHost || used.image || writes || cellsOwn(event.path)))) return
       const failures = used.failed[writes ? 'write' : 'read']
       const known = failures.get(event.path)
       if (known === undefined) failures.set(event.path, { count: 1, first: event.process, errno: event.errno })

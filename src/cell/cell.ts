@@ -88,6 +88,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
       type: 'cell.started', cell: id, mode: contract.spec.mode, contract, contractDigest: contractDigest(contract), argv: request.argv,
       host: hostname(), boot: readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(), kernel: `${release()} ${arch()}`,
       pipeline: contract.metadata.pipeline ?? null, links: linksOf(contract, request.owner),
+      ...(contract.spec.rootfs === undefined ? {} : { rootfs: contract.spec.rootfs }),
     })
     log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract), ...request.limitEnforcers] })
     for (const event of request.credentials) log.append(event)

@@ -52,6 +52,7 @@ export const evidenceBody = z.discriminatedUnion('type', [
     contractDigest: z.string().describe('sha256 of the contract in canonical JSON, hex'),
     argv: z.array(z.string()), host: z.string(), boot: z.string(), kernel: z.string(),
     pipeline: z.object({ file: z.string(), job: z.string(), digest: z.string() }).nullable(),
+    rootfs: z.string().optional().describe('the image that the cell ran from: what is on the host says nothing of its paths'),
     links: z.record(z.string(), z.string()).optional().describe('granted paths that are or hold links on this host, and where they lead: acts are told by the latter'),
   }),
   z.object({ type: z.literal('coverage'), hooks: z.array(hookReport), enforcers: z.array(z.object({ name: z.string(), state: z.string() })) }),

@@ -4,3 +4,4 @@ set -eu
 cd "$(dirname "$0")/.."
 node bench/launch.mjs
 node bench/build.mjs
+AMBIT_BENCH_MIB=${AMBIT_BENCH_MIB:-256} node bench/relay.mjs

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <cerrno>
 #include <csignal>
+#include <system_error>
 #include "addon.hpp"
 #include "relay-loop.hpp"
 
@@ -81,18 +82,23 @@ Relay::Relay(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Relay>(info) {
   callbacks->on_heard = Napi::Persistent(info[1].As<Napi::Function>());
   Channel channel = Channel::New(env, "ambit relay", 0, 1, new Context(callbacks),
                                  [](Napi::Env, void*, Context* context) { delete context; }, static_cast<void*>(nullptr));
+  try {
+    thread_ = std::thread([loop, channel] {
+      // The thread runs no signal handler of the process it is a guest in; SIGPIPE, which splice(2) cannot do without, stays pending.
+      sigset_t all;
+      sigfillset(&all);
+      pthread_sigmask(SIG_BLOCK, &all, nullptr);
+      pthread_setname_np(pthread_self(), "ambit-relay");
+      loop->Run([&](std::unique_ptr<RelayEvent> event) {
+        if (channel.NonBlockingCall(event.get()) == napi_ok) event.release();
+      });
+    });
+  } catch (const std::system_error& error) {
+    channel.Release();
+    ThrowErrno(env, "start the relay's thread", error.code().value());
+  }
   channel_ = std::make_unique<RelayChannel>(RelayChannel{channel, callbacks});
   loop_ = loop;
-  thread_ = std::thread([loop, channel] {
-    // The thread runs no signal handler of the process it is a guest in; SIGPIPE, which splice(2) cannot do without, stays pending.
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, nullptr);
-    pthread_setname_np(pthread_self(), "ambit-relay");
-    loop->Run([&](std::unique_ptr<RelayEvent> event) {
-      if (channel.NonBlockingCall(event.get()) == napi_ok) event.release();
-    });
-  });
   env_ = env;
   // Node may end without a close(): the thread must be gone before what it calls is.
   napi_add_env_cleanup_hook(env_, AtExit, this);

@@ -8,7 +8,7 @@ export type FlowEnd = {
   bytesOut: number
   bytesIn: number
   brokenBy: 'client' | 'server' | null
-  /** ECONNRESET and the like; null unless somebody broke it off. */
+  /** ECONNRESET and the like; null unless somebody broke it off, or it could not be carried. */
   code: string | null
 }
 
@@ -55,7 +55,7 @@ function broken(culprit: RelayCulprit): 'client' | 'server' | null {
   return culprit === 'cut' ? null : culprit
 }
 
-/** For one cell: cells share the thread, and each has a fair part of what it can hold. */
+/** For one cell: cells share the thread, and each has a fair part of what it can hold. Throws if the thread cannot be started. */
 export function openCarrier(): Carrier {
   const { relay, flows } = share()
   shared!.users += 1

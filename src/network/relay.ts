@@ -154,7 +154,7 @@ export function openRelay(options: RelayOptions): Relay {
       tell(full === null ? route : { ...route, decision: 'refused', reason: full }, 0, 0)
       return
     }
-    const held = carry(client, route, port, policy, options.firstBytesMs ?? FIRST_BYTES_MS, carrier ??= openCarrier())
+    const held = carry(client, route, port, policy, options.firstBytesMs ?? FIRST_BYTES_MS, () => carrier ??= openCarrier())
     const entry = { cut: held.cut, told: held.done.then(end => {
       live.delete(entry)
       tell(end.ruling, end.bytesOut, end.bytesIn)
@@ -186,7 +186,7 @@ type End = {
 }
 
 /** Carries one connection to its end. */
-function carry(client: Socket, route: Route, port: number, policy: Policy, firstBytesMs: number, carrier: Carrier): { cut(why: string): void; done: Promise<End> } {
+function carry(client: Socket, route: Route, port: number, policy: Policy, firstBytesMs: number, carrier: () => Carrier): { cut(why: string): void; done: Promise<End> } {
   let ruling: Ruling = route
   let refused: Ruling | null = null
   let flow: Carried | undefined
@@ -232,14 +232,14 @@ function carry(client: Socket, route: Route, port: number, policy: Policy, first
     if (over) return
     clearTimeout(late)
     try {
-      flow = carrier.carry(client, server)
+      flow = carrier().carry(client, server)
     } catch (error) {
       note(`it could not be carried: ${(error as Error).message}`)
       stop()
       return
     }
     void flow.ended.then(({ bytesOut, bytesIn, brokenBy, code }) => {
-      if (brokenBy !== null && !broken) note(`the ${brokenBy} broke it off: ${code}`)
+      if (code !== null && !broken) note(brokenBy === null ? `it could not be carried: ${code}` : `the ${brokenBy} broke it off: ${code}`)
       finish(bytesOut, bytesIn)
     })
     go?.(flow)

@@ -29,6 +29,17 @@ export type Change = {
   conflict: boolean
 }
 
+/** Levels of directories that are shown or applied: each takes descriptors and stack. A job can make more than any path can name. */
+const DEPTH_MAX = 256
+
+/** Throws FILE_UNREADABLE for a directory, known by its path below the workspace, that lies too deep. */
+export function refuseDepth(path: string): void {
+  if (path.split('/').length <= DEPTH_MAX) return
+  throw new AmbitError('FILE_UNREADABLE', {
+    attempted: 'go through the changes', why: `they hold directories nested more than ${DEPTH_MAX} deep, below ${path.slice(0, 60)}…`, remedy: 'discard them with --discard, or take from the directory that ambit run named what you need by hand',
+  })
+}
+
 /** A directory that is read by descriptor, entry by entry: no link in it is ever followed. */
 export type Folder = { readonly fd: number }
 
@@ -115,6 +126,7 @@ export function changesOf(native: NativeAddon, upper: Folder, workspace: Folder 
       if (before === null) tell(path, 'added', now, null)
       else if (!same(above, below!, name, now, before)) tell(path, 'changed', now, before)
       if (!now.isDirectory()) continue
+      refuseDepth(path)
       within(above, name, deeper => {
         if (before?.isDirectory() === true) within(below!, name, known => walk(deeper, known, `${path}/`))
         else walk(deeper, null, `${path}/`)

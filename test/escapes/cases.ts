@@ -105,6 +105,13 @@ export const ATTACKS: readonly Attack[] = [
     evidence: deniedFile(stage => join(stage.dir, 'outside.txt')),
   },
   {
+    name: 'root-below-overlay', source: 'leaked-directory', covers: ['row 2'],
+    attempts: 'the same from a cell whose workspace is an overlay',
+    setUp: stage => [file(stage)],
+    contract: stage => contract(stage, {}).replace('workspace: shared', 'workspace: overlay'),
+    evidence: deniedFile(stage => join(stage.dir, 'outside.txt')),
+  },
+  {
     name: 'replaced-device', covers: ['row 3'],
     attempts: 'put a link in the place of /dev/null, for whoever mounts or masks with it later',
     setUp: (stage, way) => {

@@ -201,6 +201,24 @@ t.test('nothing of the host lies on the cell\'s root, from which ever side it is
   t.end()
 })
 
+t.test('a tree deeper than any path is told as such, and can be discarded', t => {
+  const work = workspace()
+  const deep = 'import os\nfor _ in range(2000):\n  os.mkdir("d" * 10)\n  os.chdir("d" * 10)'
+  const { status, stderr } = run(OVERLAY, `mkdir later && chmod 0 later; python3 -c '${deep}'`, work)
+  t.equal(status, 0, stderr)
+  const home = kept(stderr)
+  for (const option of ['--json', '--diff', '--apply']) {
+    const { status, stderr } = changes(home, [option])
+    t.equal(status, 2, option)
+    t.match(stderr, /nested more than 256 deep/)
+  }
+  t.notOk(existsSync(join(work, 'dddddddddd')), 'nothing was applied')
+  const discarded = changes(home, ['--discard'])
+  t.equal(discarded.status, 0, discarded.stderr)
+  t.notOk(existsSync(join(home, 'workspace')))
+  t.end()
+})
+
 t.test('others than the caller do not get at the changes', t => {
   const work = workspace()
   const home = kept(run(OVERLAY, 'echo secret > made', work).stderr)

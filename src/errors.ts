@@ -2,6 +2,8 @@
 export const ERROR_CODES = {
   USAGE: { exit: 2, about: 'the command line is not one that ambit understands' },
   CONTRACT_INVALID: { exit: 2, about: 'the contract does not follow the schema' },
+  POLICY_INVALID: { exit: 2, about: 'the admission policy of the host cannot be read' },
+  POLICY_REFUSED: { exit: 125, about: 'the host\'s admission policy does not admit the contract' },
   PIPELINE_INVALID: { exit: 2, about: 'the pipeline file cannot be read as a pipeline' },
   SETTINGS_INVALID: { exit: 2, about: 'the file of loop settings or issuers does not follow its schema' },
   FILE_UNREADABLE: { exit: 2, about: 'a file that was named cannot be read' },

@@ -1,7 +1,8 @@
-import { readFileSync, rmSync } from 'node:fs'
+import { existsSync, readFileSync, rmSync } from 'node:fs'
 import { Option, type Command } from 'commander'
 import { pino } from 'pino'
 import { CHANGES_DIR } from '../changes/changes.ts'
+import { DEFAULT_POLICY, readPolicyFile } from '../contract/policy.ts'
 import { NO_ISSUERS, readIssuers } from '../credentials/config.ts'
 import { startDaemon } from '../daemon/daemon.ts'
 import { AmbitError } from '../errors.ts'
@@ -22,6 +23,7 @@ export function daemonCommand(program: Command): void {
     .option('--feed-port <n>', 'port of the evidence feed on 127.0.0.1; 0 takes a free one', '9466')
     .option('--issuers <file>', 'YAML: where GitHub App tokens and secrets come from')
     .option('--spare-cells <n>', 'cells made ahead, so that the next jobs start at once; each takes about 1 MiB', '2')
+    .option('--policy <file>', `admission policy of this host; ${DEFAULT_POLICY} if there is one`)
     .option('--private', 'end with the process that started this one, and remove the state directory then')
     .addOption(new Option('--log-level <level>', 'how much is logged').choices(['trace', 'debug', 'info', 'warn', 'error', 'fatal']).default('info'))
     .addHelpText('after', `
@@ -30,7 +32,10 @@ The feed's bearer token is in DIR/feed-token (mode 0600); DIR/public-key.pem ver
       const log = pino({ level: options.logLevel }, pino.destination({ dest: 2, sync: true }))
       let fatal: (() => void) | undefined
       const failed = new Promise<void>(resolve => { fatal = resolve })
+      const policyFile: string | undefined = options.policy ?? (existsSync(DEFAULT_POLICY) ? DEFAULT_POLICY : undefined)
+      const policy = policyFile === undefined ? null : readPolicyFile(policyFile, { obeyed: true })
       const daemon = await startDaemon({
+        policy,
         onFatal: error => {
           log.fatal({ err: error }, 'no cell can be built any more')
           process.exitCode = 1

@@ -9,6 +9,7 @@ import { doctorCommand } from './doctor.ts'
 import { feedCommand } from './feed.ts'
 import { loopCommand } from './loop.ts'
 import { narrowCommand } from './narrow.ts'
+import { policyCommand } from './policy.ts'
 import { runCommand } from './run.ts'
 import { verdictCommand } from './verdict.ts'
 import { verifyCommand } from './verify.ts'
@@ -31,7 +32,7 @@ The loop, command by command:
 Exit status: 0 done, 1 a check failed, 2 bad input or a missing part, 125 the cell could not be built;
 ambit run gives the status of its command.`)
 
-for (const command of [loopCommand, auditCommand, runCommand, changesCommand, verdictCommand, narrowCommand, verifyCommand, feedCommand, doctorCommand, daemonCommand, completionCommand]) {
+for (const command of [loopCommand, auditCommand, runCommand, changesCommand, verdictCommand, narrowCommand, verifyCommand, feedCommand, policyCommand, doctorCommand, daemonCommand, completionCommand]) {
   command(program)
 }
 

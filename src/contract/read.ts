@@ -5,7 +5,7 @@ import { z } from 'zod'
 import { NAMES } from '../authority/syscall-profiles.ts'
 import { OCI_PREFIX } from '../authority/syscall.ts'
 import { closest } from '../authority/words.ts'
-import { AmbitError } from '../errors.ts'
+import { AmbitError, type ErrorCode } from '../errors.ts'
 import { keysAt } from './keys.ts'
 import { contractSchema, ENTRIES_MAX, type Contract } from './schema.ts'
 
@@ -44,13 +44,34 @@ const PROFILE = ['spec', 'authority', 'syscall', 'profile']
  * contract from then on.
  */
 export function readContract(text: string, file: string, profileText: ProfileText = () => undefined): Contract {
+  return readForm(text, file, {
+    what: 'contract', code: 'CONTRACT_INVALID', schema: contractSchema, begin: 'a contract starts with "apiVersion: ambit/v1" and "kind: Cell"',
+    prepare(data) {
+      const why = withProfile(data, profileText)
+      return why === undefined ? undefined : { path: PROFILE, why, remedy: 'name a seccomp profile of Docker or Podman beside the contract, unquoted and on one line' }
+    },
+  }) as Contract
+}
+
+/** What is read: how errors call it and with what code, and what is done with the data before the schema sees it. */
+export type Form = {
+  what: 'contract' | 'policy'
+  code: ErrorCode
+  schema: z.ZodType
+  /** How such a document starts. */
+  begin: string
+  prepare?(data: unknown): { path: readonly PropertyKey[]; why: string; remedy: string } | undefined
+}
+
+/** Reads one YAML or JSON document by a schema, with what YAML has and such files must not refused. */
+export function readForm(text: string, file: string, { what, code, schema, begin, prepare }: Form): unknown {
   const lines = new LineCounter()
   const placeOf = (offset: number): Place => {
     const { line, col } = lines.linePos(offset)
     return { line: Math.max(line, 1), column: Math.max(col, 1) }
   }
   const refuse = ({ why, remedy, line, column }: Fault): never => {
-    throw new AmbitError('CONTRACT_INVALID', { attempted: 'read the contract', why, remedy, where: { file, line, column } })
+    throw new AmbitError(code, { attempted: `read the ${what}`, why, remedy, where: { file, line, column } })
   }
   const refuseText = ({ at, why, remedy }: TextFault): never => refuse({ ...placeOf(at), why, remedy: remedy ?? 'mend the YAML at that place' })
   const top = { line: 1, column: 1 }
@@ -67,20 +88,20 @@ export function readContract(text: string, file: string, profileText: ProfileTex
     data = document.toJS()
   } catch (error) {
     if (error instanceof AmbitError) throw error
-    return refuse({ ...top, why: sentence((error as Error).message), remedy: 'write the contract as plain maps and lists' })
+    return refuse({ ...top, why: sentence((error as Error).message), remedy: `write the ${what} as plain maps and lists` })
   }
-  if (data === null || data === undefined) refuse({ ...top, why: 'it is empty', remedy: 'a contract starts with "apiVersion: ambit/v1" and "kind: Cell"' })
+  if (data === null || data === undefined) refuse({ ...top, why: 'it is empty', remedy: begin })
 
-  const fault = withProfile(data, profileText)
-  if (fault !== undefined) refuse({ ...placeOf(offsetOf(document, PROFILE, false)), why: `${nameOf(PROFILE)}: ${fault}`, remedy: 'name a seccomp profile of Docker or Podman beside the contract, unquoted and on one line' })
+  const fault = prepare?.(data)
+  if (fault !== undefined) refuse({ ...placeOf(offsetOf(document, fault.path, false)), why: `${nameOf(fault.path)}: ${fault.why}`, remedy: fault.remedy })
 
-  const parsed = contractSchema.safeParse(data)
-  if (parsed.success) return parsed.data as Contract
+  const parsed = schema.safeParse(data)
+  if (parsed.success) return parsed.data
   const faults: Fault[] = []
   let count = 0
   for (const issue of parsed.error.issues) {
     count += issue.code === 'unrecognized_keys' ? issue.keys.length : 1
-    faults.push(...faultsOf(issue, document, placeOf, FAULTS_MAX - faults.length))
+    faults.push(...faultsOf(issue, { document, schema, what, placeOf }, FAULTS_MAX - faults.length))
   }
   // A key is often missing because it is misspelt: the misspelling is told first.
   faults.sort((a, b) => Number(a.missing ?? false) - Number(b.missing ?? false) || a.line - b.line || a.column - b.column)
@@ -244,13 +265,14 @@ function tooMany(path: readonly PropertyKey[], count: number, at: number): TextF
 }
 
 /** At most `most` faults of one issue, which may be of many keys. */
-function faultsOf(issue: z.core.$ZodIssue, document: Document.Parsed, placeOf: (offset: number) => Place, most: number): Fault[] {
+function faultsOf(issue: z.core.$ZodIssue, source: { document: Document.Parsed; schema: z.ZodType; what: string; placeOf: (offset: number) => Place }, most: number): Fault[] {
+  const { document, schema, what, placeOf } = source
   if (most <= 0) return []
   // What is in a file of another engine's has its place told in words, and the contract's line is that of the file's name.
-  if (issue.path.length > PROFILE.length && beginsWith(issue.path, PROFILE) && isScalar(document.getIn(PROFILE, true))) return faultsOf({ ...issue, path: PROFILE }, document, placeOf, most)
+  if (issue.path.length > PROFILE.length && beginsWith(issue.path, PROFILE) && isScalar(document.getIn(PROFILE, true))) return faultsOf({ ...issue, path: PROFILE }, source, most)
   const name = nameOf(issue.path)
   if (issue.code === 'unrecognized_keys') {
-    const known = keysAt(contractSchema, issue.path)
+    const known = keysAt(schema, issue.path)
     return issue.keys.slice(0, most).map(key => {
       const near = closest(key, known)
       return {
@@ -267,7 +289,7 @@ function faultsOf(issue: z.core.$ZodIssue, document: Document.Parsed, placeOf: (
     ...placeOf(offsetOf(document, issue.path, key)),
     missing,
     why: missing ? `${name} is missing` : `${name}: ${sentence(message)}`,
-    remedy: missing ? `add "${String(issue.path.at(-1))}"; nothing is granted or assumed by omission` : 'change the contract at that place; nothing was run',
+    remedy: missing ? `add "${String(issue.path.at(-1))}"; nothing is granted or assumed by omission` : `change the ${what} at that place; nothing was run`,
   }]
 }
 

@@ -12,6 +12,7 @@ import { heldLimits } from '../cell/limits.ts'
 import type { CellHost } from '../cell/reserve.ts'
 import { openSlots } from '../cell/slots.ts'
 import { openSpares } from '../cell/spares.ts'
+import type { Policy } from '../contract/policy.ts'
 import { readContract } from '../contract/read.ts'
 import type { Contract } from '../contract/schema.ts'
 import { grantCredentials } from '../credentials/grant.ts'
@@ -36,6 +37,8 @@ export type DaemonOptions = {
   socketGroup: number | null
   feedPort: number
   issuers: Issuers
+  /** Null: the host has none. */
+  policy: Policy | null
   /** How many cells are made ahead of being asked for. */
   spareCells: number
   log: Logger
@@ -118,6 +121,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     if (stopping) throw new AmbitError('CELL_FAILED', { attempted: 'build the cell', why: 'the daemon is stopping', remedy: 'try again later' })
     const { stdio, workspace, evidence } = runDescriptors(addon, fds, message.evidence, own)
     const contract: Contract = readContract(message.contract.text, message.contract.file, handedProfile(message))
+    options.policy?.admit(contract, peer, message.contract)
     const owner = { uid: peer.uid, gid: peer.gid }
     refuseOwn(contract, own)
     refuseMissing(contract, owner, { workspace, native: addon, ...message.contract })

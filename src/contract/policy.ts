@@ -85,7 +85,7 @@ export function excessOf({ spec }: Contract, { bounds, require: narrowness = [] 
     if (isBroad(grant)) required('named-destinations', ['authority', 'network', at], `destination ${grantText(grant)} names no host`)
   })
   for (const access of ['read', 'write'] as const) {
-    const trees = access === 'write' ? bounds.write : bounds.read && [...bounds.read, ...bounds.write ?? []]
+    const trees = bounds[access]
     files[access].forEach((path, at) => {
       if (trees !== undefined && !covers(trees, path)) bounded(access, ['authority', 'filesystem', access, at], `${access === 'read' ? 'reading' : 'writing'} ${path} is in none of its trees`)
       if (path === '/') required('listed-paths', ['authority', 'filesystem', access, at], `${access} of / lists nothing`)

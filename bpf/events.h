@@ -34,6 +34,7 @@ enum ambit_path_flag {
   AMBIT_SETUP = 64,           /* by cell-init's child, before the command's first exec */
   AMBIT_ARGV_CUT = 128,
   AMBIT_OOM = 256,            /* of an exit: the out-of-memory killer chose this process */
+  AMBIT_BY_LSM = 512,         /* of a failed exec: lsm.bpf.c refused it */
 };
 
 struct ambit_header {
@@ -74,6 +75,7 @@ enum ambit_source {
   AMBIT_DESCRIPTOR = 1,
   AMBIT_ARGUMENT = 2,   /* what the process said, which a link may have led elsewhere */
   AMBIT_NAME = 3,       /* the same, of something that was looked at and not opened */
+  AMBIT_FROM_LSM = 4,   /* the file that the kernel was opening, from lsm/file_open */
 };
 struct ambit_file {
   struct ambit_header header;

@@ -2,13 +2,13 @@
 /*
  * Which files a cell opened, failed to open, made, removed or changed, and which programs it failed to execute.
  * At the exit of the call, where the outcome is known and the path argument has been faulted in. The descriptor that an open
- * returned tells the file and its real path; another thread can close or replace it at that moment (an LSM hook would not have
- * this gap). If it is gone, what the process said is told, as such. All else is known by its argument alone: changes, looks
+ * returned tells the file and its real path; another thread can close or replace it at that moment. If it is gone, what the
+ * process said is told, as such. Where lsm.bpf.c is attached it has told of the file before, and there is no such gap. All else is known by its argument alone: changes, looks
  * without opening, and sockets with a path; messages sent with sendmsg to a socket's path are not.
  * The loader attaches this before syscalls.bpf.c's exit program, which clears `entered`.
  */
 #define RECORD_ROOM (4 * 4096)
-#include "paths.h"
+#include "opened.h"
 #include "arch.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -25,13 +25,11 @@ struct {
   __type(value, struct ambit_call);
 } calls SEC(".maps");
 
-#define FIXED __builtin_offsetof(struct ambit_file, data)
 #define AT_FDCWD -100
 /* uapi/asm-generic/fcntl.h and include/linux/fs.h */
 #define O_CREAT 0100
 #define O_TRUNC 01000
 #define O_PATH 010000000
-#define FMODE_CREATED 0x100000
 #define AF_UNIX 1
 
 static long hash_step(__u32 step, void *unused) {
@@ -72,6 +70,7 @@ struct act {
   __u8 created;     /* the name was made or removed, or the file came into being */
   __u8 setup;
   __u8 look;        /* nothing was opened */
+  __u8 by_lsm;
 };
 
 /* An act known by its path argument. A directory's entries are told once: who may change one of them may change them all. */
@@ -93,6 +92,8 @@ __noinline int tell_argument(struct act *act) {
   event->base_length = 0;
   if (act->setup)
     event->header.flags |= AMBIT_SETUP;
+  if (act->by_lsm)
+    event->header.flags |= AMBIT_BY_LSM;
   long length = act->argument ? bpf_probe_read_user_str(&own->record[FIXED], AMBIT_PATH_MAX, (void *)act->argument) : 1;
   if (length <= 0 || length > AMBIT_PATH_MAX) {
     event->header.flags |= AMBIT_UNREADABLE;
@@ -141,44 +142,6 @@ __noinline int tell_argument(struct act *act) {
     if (send_record(own, act->cell, act->kind))
       mark_seen(&key);
   }
-  own->busy = 0;
-  return 0;
-}
-
-__noinline int tell_opened(__u64 cell, __u64 opened, __u32 truncated) {
-  struct file *file = (struct file *)opened;
-  struct inode *inode = BPF_CORE_READ(file, f_inode);
-  struct dentry *dentry = BPF_CORE_READ(file, f_path.dentry);
-  struct vfsmount *mnt = BPF_CORE_READ(file, f_path.mnt);
-  __u32 mode = BPF_CORE_READ(file, f_mode);
-  __u8 access = (mode & 3) | (truncated ? AMBIT_WRITE : 0); /* FMODE_READ, FMODE_WRITE */
-  __u8 created = (mode & FMODE_CREATED) != 0;
-  /* A number is used again for another file as soon as the first is removed: its name and place tell them apart. */
-  struct seen_key key = {
-    .cell = cell, .kind = AMBIT_FILE, .detail = (__u32)access << 4 | created << 3,
-    .a = BPF_CORE_READ(inode, i_ino),
-    .b = (__u64)BPF_CORE_READ(inode, i_sb, s_dev) << 32 | (__u32)BPF_CORE_READ(dentry, d_name.hash_len),
-    .c = (__u64)mnt,
-  };
-  if (was_seen(&key))
-    return 0;
-  struct scratch *own = begin_record(cell, AMBIT_FILE, FIXED);
-  if (!own)
-    return 0;
-  struct ambit_file *event = (struct ambit_file *)own->record;
-  event->ino = key.a;
-  event->dev = key.b >> 32;
-  event->error = 0;
-  event->access = access;
-  event->source = AMBIT_DESCRIPTOR;
-  event->created = created;
-  event->reserved = 0;
-  event->base_length = 0;
-  walk_up((__u64)mnt, (__u64)dentry);
-  event->path_length = append_walk(own);
-  event->header.flags |= path_flags(&own->walk, AMBIT_CUT, AMBIT_UNREACHABLE);
-  if (send_record(own, cell, AMBIT_FILE))
-    mark_seen(&key);
   own->busy = 0;
   return 0;
 }
@@ -232,6 +195,9 @@ int BPF_PROG(files_exit, struct pt_regs *regs, long result) {
   if (call->op == AMBIT_CALL_EXEC) {
     if (!act.error)
       return 0;
+    act.by_lsm = state && state->refused;
+    if (state)
+      state->refused = 0;
     act.kind = AMBIT_EXEC_FAILED;
     tell_argument(&act);
     return 0;
@@ -259,7 +225,7 @@ int BPF_PROG(files_exit, struct pt_regs *regs, long result) {
   if (call->op == AMBIT_CALL_OBJECT && !act.argument) {
     struct file *file = act.error ? 0 : file_of(act.dirfd);
     if (file)
-      tell_opened(cell, (__u64)file, 1);
+      tell_opened(cell, (__u64)file, 1, AMBIT_DESCRIPTOR);
     return 0;
   }
   if (call->op == AMBIT_CALL_ENTRY || call->op == AMBIT_CALL_OBJECT) {
@@ -284,10 +250,14 @@ int BPF_PROG(files_exit, struct pt_regs *regs, long result) {
   /* Names a place and opens nothing. */
   if ((flags & O_PATH) && !act.error)
     return 0;
+  if (!act.error && state && state->told) {
+    state->told = 0;
+    return 0;
+  }
   if (!act.error) {
     struct file *file = file_of(result);
     if (file) {
-      tell_opened(cell, (__u64)file, (flags & O_TRUNC) != 0);
+      tell_opened(cell, (__u64)file, (flags & O_TRUNC) != 0, AMBIT_DESCRIPTOR);
       return 0;
     }
   }

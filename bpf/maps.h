@@ -143,7 +143,9 @@ struct task_state {
   __u8 entered; /* inside a syscall that seccomp let through */
   __u8 newborn; /* will leave a clone that it never entered */
   __u8 setup;   /* cell-init's child before the command's first exec: not the job's acts */
-  __u32 reserved;
+  __u8 told;    /* lsm.bpf.c told of the file that was opened last */
+  __u8 refused; /* lsm.bpf.c refused the exec that is going on */
+  __u16 reserved;
 };
 struct {
   __uint(type, BPF_MAP_TYPE_TASK_STORAGE);

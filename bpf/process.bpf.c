@@ -7,6 +7,8 @@
 #define RECORD_ROOM (5 * 4096)
 #include "paths.h"
 
+#define EEXIST 17
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 AMBIT_LAYOUT(ambit_exec);
 AMBIT_LAYOUT(ambit_fork);
@@ -102,6 +104,11 @@ int BPF_PROG(process_exit, struct task_struct *task) {
     return 0;
   __u64 id = current_cell(0);
   if (!id)
+    return 0;
+  /* A thread that was counted down before the last one can come here after it. */
+  struct seen_key key = {.cell = id, .kind = AMBIT_EXIT, .a = BPF_CORE_READ(task, group_leader, start_boottime), .b = BPF_CORE_READ(task, tgid)};
+  __u8 one = 1;
+  if (bpf_map_update_elem(&seen, &key, &one, BPF_NOEXIST) == -EEXIST)
     return 0;
   struct ambit_exit *event = bpf_ringbuf_reserve(&events, sizeof *event, 0);
   count_event(id, AMBIT_EXIT, event == 0);

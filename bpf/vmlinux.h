@@ -53,8 +53,12 @@ struct qstr {
   __u64 hash_len;
   const unsigned char *name;
 };
+struct user_namespace {
+  int level;
+};
 struct super_block {
   __u32 s_dev;
+  struct user_namespace *s_user_ns;
 };
 struct inode {
   unsigned short i_mode;
@@ -82,6 +86,7 @@ struct path {
 struct file {
   struct path f_path;
   struct inode *f_inode;
+  unsigned int f_flags;
   unsigned int f_mode;
 };
 struct fdtable {

@@ -169,6 +169,11 @@ export interface NativeProbes {
   /** Reads the lossless sets. May be called at any time; does not drain. */
   readCell(cgroupId: bigint): { syscalls: RawSyscallCount[]; outOfRange: number; counters: { event: string; produced: number; delivered: number; dropped: number }[] }
   removeCell(cgroupId: bigint): void
+  /**
+   * From here on the cell executes only these: triples of device (major << 20 | minor), inode, and 1 for all that lies below it,
+   * 0 for the file itself. For attached programs, before the cell starts, once. False: this kernel has no hook for it.
+   */
+  holdPrograms(cgroupId: bigint, programs: BigUint64Array): boolean
   /** Hands every pending event over before it returns control to `onBatch`; resolves when the ring is empty. */
   flush(): Promise<void>
   /** Uprobes on a TLS library or binary, by inode, for every cell. Idempotent per inode. */

@@ -22,7 +22,7 @@ constexpr size_t kBatchBytes = 256 * 1024;
 // The reader waits when JavaScript is this many batches behind: the ring fills and the kernel counts what it drops.
 constexpr size_t kBatchesAhead = 64;
 
-const char* const kObjects[] = {"syscalls", "process", "files", "network", "relay"};
+const char* const kObjects[] = {"syscalls", "process", "files", "lsm", "network", "relay"};
 const char* const kSharedMaps[] = {"cells", "events", "counters", "seen", "tasks"};
 const char* const kKindNames[AMBIT_KIND_COUNT] = {
     "", "exec", "exec.failed", "fork", "exit", "file", "file.failed", "connect", "syscall.refused", "tls", "syscalls", "fork.failed"};
@@ -32,14 +32,17 @@ struct Hook {
   const char* program;
   const char* name;
   const char* family;
-  const char* fallback;  // what is lost against the better way; null: this is the better way
+  const char* instead;  // what does its work where this kernel has it not; null: nothing, evidence has a gap then
 };
 const char* const kNoLsm =
     "descriptors and path arguments at the exit of the call, not an LSM hook: io_uring is not seen, another thread can swap a "
-    "descriptor, stat, access, readlink and O_PATH opens are not looked at";
+    "descriptor";
+const char* const kBesideLsm = "opens are told by lsm/file_open; changes and looks by path arguments at the exit of the call";
 // In the order of attaching: files_exit must run before syscalls_exit, and entries must be known before exits are judged.
 const Hook kHooks[] = {
-    {"files", "files_exit", "tp_btf/sys_exit (files)", "file", kNoLsm},
+    {"lsm", "lsm_file_open", "lsm/file_open", "file", "opened files are told at the exit of the call"},
+    {"lsm", "lsm_exec", "lsm/bprm_check_security", "exec", "programs are held by Landlock and the cell's root alone"},
+    {"files", "files_exit", "tp_btf/sys_exit (files)", "file", nullptr},
     {"files", "files_exit", "tp_btf/sys_exit (failed execs)", "exec", nullptr},
     {"process", "process_exec", "tp_btf/sched_process_exec", "exec", nullptr},
     {"process", "process_fork", "tp_btf/sched_process_fork", "process", nullptr},
@@ -152,7 +155,7 @@ void Probes::Register(Napi::Env env, Napi::Object exports) {
   exports.Set("Probes", DefineClass(env, "Probes", {
     InstanceMethod<&Probes::Load>("load"), InstanceMethod<&Probes::Attach>("attach"), InstanceMethod<&Probes::Detach>("detach"),
     InstanceMethod<&Probes::AddCell>("addCell"), InstanceMethod<&Probes::ReadCell>("readCell"), InstanceMethod<&Probes::RemoveCell>("removeCell"),
-    InstanceMethod<&Probes::Flush>("flush"), InstanceMethod<&Probes::AttachTls>("attachTls"), InstanceMethod<&Probes::DetachTls>("detachTls"),
+    InstanceMethod<&Probes::HoldPrograms>("holdPrograms"), InstanceMethod<&Probes::Flush>("flush"), InstanceMethod<&Probes::AttachTls>("attachTls"), InstanceMethod<&Probes::DetachTls>("detachTls"),
     InstanceMethod<&Probes::AttachRelay>("attachRelay"), InstanceMethod<&Probes::RelayAnswers>("relayAnswers"), InstanceMethod<&Probes::DetachRelay>("detachRelay"), InstanceMethod<&Probes::Close>("close"),
   }));
 }
@@ -280,21 +283,48 @@ Napi::Value Probes::Load(const Napi::CallbackInfo& info) {
 }
 
 // Before the first attach: what loaded can attach, and `attach` will tell.
+bool Probes::InPlace(const char* object, const char* program) const {
+  return objects_.at(object).why.empty() && refused_.count(program) == 0;
+}
+
 Napi::Array Probes::Report(Napi::Env env) const {
   Napi::Array list = Napi::Array::New(env);
   for (const Hook& hook : kHooks) {
-    const std::string& why = objects_.at(hook.object).why;
-    auto refused = refused_.find(hook.program);
-    if (!why.empty() || refused != refused_.end()) {
-      list[list.Length()] = ReportOf(env, hook.name, hook.family, "missing", why.empty() ? refused->second : why);
-    } else if (hook.fallback != nullptr) {
-      list[list.Length()] = ReportOf(env, hook.name, hook.family, "fallback", hook.fallback);
-    } else {
-      bool relay = strcmp(hook.object, "relay") == 0;
-      list[list.Length()] = ReportOf(env, hook.name, hook.family, "attached", relay ? "loaded; attached to each cell's own network namespace" : "");
+    std::string state = "attached", detail;
+    if (!InPlace(hook.object, hook.program)) {
+      const std::string& why = objects_.at(hook.object).why;
+      state = hook.instead == nullptr ? "missing" : "fallback";
+      detail = why.empty() ? refused_.at(hook.program) : why;
+      if (hook.instead != nullptr) detail = std::string(hook.instead) + ": " + detail;
+    } else if (strcmp(hook.object, "relay") == 0) {
+      detail = "loaded; attached to each cell's own network namespace";
+    } else if (strcmp(hook.program, "files_exit") == 0 && strcmp(hook.family, "file") == 0) {
+      bool lsm = InPlace("lsm", "lsm_file_open");
+      if (!lsm) state = "fallback";
+      detail = lsm ? kBesideLsm : kNoLsm;
     }
+    list[list.Length()] = ReportOf(env, hook.name, hook.family, state, detail);
   }
   return list;
+}
+
+int Probes::LsmMap(const char* name) const {
+  return bpf_object__find_map_fd_by_name(objects_.at("lsm").object.get(), name);
+}
+
+// Attached is not called: a file is opened, and the program must have heard of it.
+void Probes::ListenToLsm() {
+  if (links_.count("lsm_file_open") == 0) return;
+  bpf_map* map = bpf_object__find_map_by_name(objects_.at("lsm").object.get(), ".bss");
+  ambit::Fd any(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  // The only variable there.
+  uint32_t heard = 0;
+  const uint32_t first = 0;
+  if (map != nullptr && bpf_map__value_size(map) == sizeof heard && bpf_map_lookup_elem(bpf_map__fd(map), &first, &heard) == 0 && heard != 0) return;
+  for (const char* program : {"lsm_file_open", "lsm_exec"}) {
+    links_.erase(program);
+    refused_.emplace(program, "it attached and was never called: add bpf to the lsm= boot parameter");
+  }
 }
 
 Napi::Value Probes::Attach(const Napi::CallbackInfo& info) {
@@ -312,6 +342,7 @@ Napi::Value Probes::Attach(const Napi::CallbackInfo& info) {
     if (link == nullptr) refused_[hook.program] = log.Reason(errno);
     else links_.emplace(hook.program, LinkPtr(link));
   }
+  ListenToLsm();
   // Entries without exits, or exits without entries, would tell lies about every call.
   std::string broken;
   for (const Hook& hook : kHooks) {
@@ -372,9 +403,38 @@ void Probes::AddCell(const Napi::CallbackInfo& info) {
   }
 }
 
+// What the cell may execute, before it starts: triples of device (kernel form), inode, and whether all below it is meant.
+// False: there is no such hook on this kernel.
+Napi::Value Probes::HoldPrograms(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  MustBeLoaded(env);
+  uint64_t id = CellArgument(info);
+  if (!info[1].IsTypedArray() || info[1].As<Napi::TypedArray>().TypedArrayType() != napi_biguint64_array) throw Napi::TypeError::New(env, "programs must be a BigUint64Array");
+  auto programs = info[1].As<Napi::BigUint64Array>();
+  if (programs.ElementLength() % 3 != 0) throw Napi::TypeError::New(env, "programs must be triples");
+  if (cells_.count(id) == 0) ThrowErrno(env, "hold the programs of a cell that is not there", ENOENT);
+  if (links_.count("lsm_exec") == 0) return Napi::Boolean::New(env, false);
+  if (held_.count(id) != 0) ThrowErrno(env, "hold the programs of a cell a second time", EEXIST);
+  std::vector<ExecKey>& keys = held_[id];
+  for (size_t at = 0; at < programs.ElementLength(); at += 3) {
+    ExecKey key{id, programs[at + 1], static_cast<uint32_t>(programs[at]), 0};
+    const uint8_t rule = programs[at + 2] != 0 ? 2 : 1;
+    if (bpf_map_update_elem(LsmMap("exec_allowed"), &key, &rule, BPF_ANY) != 0) ThrowErrno(env, "hold the programs of a cell", errno);
+    keys.push_back(key);
+  }
+  const uint8_t one = 1;
+  if (bpf_map_update_elem(LsmMap("exec_held"), &id, &one, BPF_ANY) != 0) ThrowErrno(env, "hold the programs of a cell", errno);
+  return Napi::Boolean::New(env, true);
+}
+
 void Probes::ForgetCell(uint64_t id) {
   auto known = cells_.find(id);
   if (known == cells_.end()) return;
+  if (auto held = held_.find(id); held != held_.end()) {
+    bpf_map_delete_elem(LsmMap("exec_held"), &id);
+    for (const ExecKey& key : held->second) bpf_map_delete_elem(LsmMap("exec_allowed"), &key);
+    held_.erase(held);
+  }
   bpf_map_delete_elem(shared_.at("cells").get(), &id);
   struct { uint64_t cell; uint32_t kind, reserved; } key{id, 0, 0};
   for (key.kind = 1; key.kind < AMBIT_KIND_COUNT; key.kind++) bpf_map_delete_elem(shared_.at("counters").get(), &key);

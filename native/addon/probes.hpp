@@ -32,6 +32,8 @@ class Probes : public Napi::ObjectWrap<Probes> {
   using LinkPtr = std::unique_ptr<bpf_link, LinkClose>;
   struct Loaded { ObjectPtr object; std::string why; };
   struct Relay { ambit::Fd map, answers, program, link; };
+  // bpf/lsm.bpf.c, struct exec_key.
+  struct ExecKey { uint64_t cell, ino; uint32_t dev, reserved; };
   using Kinds = std::array<uint64_t, AMBIT_KIND_COUNT>;
 
   // What the ring's thread hands over: records, or the token that a flush waits for.
@@ -45,6 +47,7 @@ class Probes : public Napi::ObjectWrap<Probes> {
   void AddCell(const Napi::CallbackInfo& info);
   Napi::Value ReadCell(const Napi::CallbackInfo& info);
   void RemoveCell(const Napi::CallbackInfo& info);
+  Napi::Value HoldPrograms(const Napi::CallbackInfo& info);
   Napi::Value Flush(const Napi::CallbackInfo& info);
   Napi::Value AttachTls(const Napi::CallbackInfo& info);
   void DetachTls(const Napi::CallbackInfo& info);
@@ -60,6 +63,9 @@ class Probes : public Napi::ObjectWrap<Probes> {
   int KeepMaps(bpf_object* object);
   int StartRing();
   Napi::Array Report(Napi::Env env) const;
+  bool InPlace(const char* object, const char* program) const;
+  void ListenToLsm();
+  int LsmMap(const char* name) const;
   void CloseAll();
   static void AtExit(void* self);
   void ForgetCell(uint64_t cell);
@@ -86,6 +92,8 @@ class Probes : public Napi::ObjectWrap<Probes> {
   ambit_count* counts_ = nullptr;
   std::array<bool, AMBIT_SLOTS> slots_{};
   std::map<uint64_t, uint32_t> cells_;          // cell → slot
+
+  std::map<uint64_t, std::vector<ExecKey>> held_;  // cell → what it may execute
 
   std::map<uint32_t, Relay> relays_;
   uint32_t next_relay_ = 1;

@@ -12,7 +12,7 @@ import type { NativeAddon } from '../native.ts'
 import { openEgress, type Egress } from '../network/egress.ts'
 import { asCellError, launchFailure } from './failure.ts'
 import { limitNotice, limitRecords, named, running } from './limits.ts'
-import { launchPlan, type PlanRequest } from './plan.ts'
+import { launchPlan, programsHeld, type PlanRequest } from './plan.ts'
 import type { CellHost, Reserved } from './reserve.ts'
 import { linksFollowed, realpathOrNull } from './root.ts'
 import { leadsTo, type Ids } from './see.ts'
@@ -57,6 +57,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
   const started = Date.now()
 
   let egress: Egress | undefined
+  let held = false
   try {
     const opened: number[] = []
     let built: Promise<void>
@@ -68,6 +69,8 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
     // While the spawner and the cell's process 1 are at work.
     const opening = (async () => {
       host.probes.watch(cgroup.id, await apiReader(request.apiHosts))
+      const programs = programsHeld(request)
+      held = programs !== null && host.probes.holdPrograms(cgroup.id, programs)
       // The egress owns the sockets from the moment that it is asked to open, whether it can or not.
       const answers = host.probes.relayAnswers(reserved.relay)
       reserved.socketsTaken()
@@ -90,7 +93,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
       pipeline: contract.metadata.pipeline ?? null, links: linksOf(contract, request.owner),
       ...(contract.spec.rootfs === undefined ? {} : { rootfs: contract.spec.rootfs }),
     })
-    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract), ...request.limitEnforcers] })
+    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract, held), ...request.limitEnforcers] })
     for (const event of request.credentials) log.append(event)
   } catch (error) {
     await egress?.close()
@@ -181,7 +184,7 @@ function linksOf(contract: Contract, owner: Ids): Record<string, string> {
   return Object.fromEntries(leads.filter((pair): pair is readonly [string, string] => pair[1] !== null && pair[1] !== pair[0]))
 }
 
-function enforcers(native: NativeAddon, contract: Contract): { name: string; state: string }[] {
+function enforcers(native: NativeAddon, contract: Contract, held: boolean): { name: string; state: string }[] {
   const enforce = contract.spec.mode === 'enforce'
   const { rootfs } = contract.spec
   const abi = native.landlockAbi()
@@ -191,7 +194,7 @@ function enforcers(native: NativeAddon, contract: Contract): { name: string; sta
     { name: 'seccomp', state: seccompState(native, contract.spec.authority.syscall) },
     { name: 'root', state: rootfs !== undefined ? imageState(contract) : enforce ? 'holds only what the contract declares' : 'the host read-only, without /run, /tmp, /proc, /sys and /dev' },
     { name: 'writes', state: writesState(contract) },
-    { name: 'programs', state: !enforce || contract.spec.authority.exec.includes('*') ? 'any' : 'by Landlock; execve of memory and of what jobs write is refused; the loader can run what it can map' },
+    { name: 'programs', state: !enforce || contract.spec.authority.exec.includes('*') ? 'any' : `by Landlock${held ? ', and by BPF LSM as files of the host, interpreters of scripts too' : ''}; execve of memory and of what jobs write is refused; the loader can run what it can map` },
     { name: 'unix sockets', state: enforce && abi >= 9 ? 'those of the cell\'s own processes only, by Landlock' : 'not held: sockets in directories that the cell shows can be connected to' },
     { name: 'file locks', state: 'not held: a job can lock any file that it may open, and keep waiting whoever asks for that lock' },
     { name: 'landlock', state: !enforce ? 'off in observe' : abi === 0 ? 'the kernel has none' : `ABI ${abi}${abi < LANDLOCK_KNOWN ? `; what ${LANDLOCK_KNOWN} would add is not held` : abi > LANDLOCK_KNOWN ? `, used as ${LANDLOCK_KNOWN}` : ''}` },

@@ -5,6 +5,7 @@ import { inside, outermost } from '../authority/paths.ts'
 import { seccompPlan } from '../authority/syscall.ts'
 import { memoryBytes, type Contract } from '../contract/schema.ts'
 import { AmbitError } from '../errors.ts'
+import { programTriples } from '../evidence/programs.ts'
 import type { LandlockAccess, LaunchPlan, Layer, Mount, NativeAddon } from '../native.ts'
 import { ownFiles } from './own-files.ts'
 import type { CellOverlays } from './overlays.ts'
@@ -110,6 +111,19 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
     uid: 0,
     gid: 0,
   }
+}
+
+/**
+ * The programs that the contract lists, as the kernel knows the host's files (NativeProbes.holdPrograms). Null: any may be
+ * executed, or they lie in an image or an overlay, whose files have other numbers: there Landlock holds them.
+ */
+export function programsHeld({ contract: { spec }, workspace, overlays }: Pick<PlanRequest, 'contract' | 'workspace' | 'overlays'>): BigUint64Array | null {
+  const { exec } = spec.authority
+  if (spec.mode !== 'enforce' || exec.includes('*') || spec.rootfs !== undefined || overlays.system.length > 0) return null
+  const own = exec.some(path => inside(path, WORKSPACE))
+  if (own && spec.workspace === 'overlay') return null
+  const listed = exec.filter(path => !inside(path, WORKSPACE) && !inside(path, '/tmp'))
+  return programTriples([...listed, ...elfInterpreters()], own ? [workspace] : [])
 }
 
 /** The image, the cell's own folders and files above it, and where writes go if they may. */

@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process'
 import { ApiReader } from './api.ts'
 import type { Probes } from './probes.ts'
+import { programTriples } from './programs.ts'
 import type { EvidenceBody, HookReport } from './records.ts'
 
 /** What a canary needs of src/cell/cgroup.ts: a place of its own below the cells' parent. */
@@ -22,6 +23,7 @@ const fs = require('fs'), net = require('net'), dgram = require('dgram'), { spaw
 fs.writeFileSync(process.argv[1] + '/cgroup.procs', String(process.pid))
 spawnSync('/bin/sh', ['-c', 'exit 7'])
 spawnSync(${JSON.stringify(ABSENT)})
+spawnSync(process.execPath, ['--version'])
 fs.closeSync(fs.openSync('/proc/self/status', 'r'))
 const quiet = socket => socket.on('error', () => {})
 quiet(net.connect(${PORT}, '127.0.0.1'))
@@ -39,7 +41,9 @@ const counted = (outcome: 'succeeded' | 'unfinished'): Proof => (_, sets) => set
 
 /** What only that hook can have told. Hooks that are not here are not proven by a canary: their report stands. */
 const PROOFS: Record<string, Proof> = {
-  'tp_btf/sys_exit (files)': log => log.some(body => body.type === 'file' && body.source === 'descriptor'),
+  'tp_btf/sys_exit (files)': log => log.some(body => body.type === 'file' && (body.source === 'descriptor' || body.source === 'name')),
+  'lsm/file_open': log => log.some(body => body.type === 'file' && body.source === 'lsm'),
+  'lsm/bprm_check_security': log => log.some(body => body.type === 'exec.failed' && body.by === 'lsm'),
   'tp_btf/sys_exit (failed execs)': log => log.some(body => body.type === 'exec.failed' && body.path === ABSENT && body.errno === 'ENOENT'),
   'tp_btf/sched_process_exec': log => log.some(body => body.type === 'exec' && body.argv[2] === 'exit 7'),
   'tp_btf/sched_process_fork': log => log.some(body => body.type === 'fork'),
@@ -69,6 +73,8 @@ export async function runCanaries(probes: Probes, cgroups: CanaryCgroups): Promi
     probes.addCell(cgroup.id, 0)
     try {
       probes.watch(cgroup.id, new ApiReader(['canary.invalid']))
+      // So that the canary's own program is refused when it starts it once more.
+      probes.holdPrograms(cgroup.id, programTriples(['/bin/sh']))
       const log: EvidenceBody[] = []
       probes.route(cgroup.id, { append: body => { log.push(body) } })
       const failure = await act(cgroup.v2)
@@ -76,7 +82,8 @@ export async function runCanaries(probes: Probes, cgroups: CanaryCgroups): Promi
       const sets = probes.finalSets(cgroup.id)
       return probes.hooks().map(hook => {
         const proof = PROOFS[hook.name]
-        if (proof === undefined || hook.state === 'missing' || proof(log, sets)) return hook
+        const notThere = hook.state === 'missing' || (hook.name.startsWith('lsm/') && hook.state !== 'attached')
+        if (proof === undefined || notThere || proof(log, sets)) return hook
         return { ...hook, state: 'canary-failed', detail: failure ?? 'it attached, but the act that must fire it left no trace' }
       })
     } finally {

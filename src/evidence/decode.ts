@@ -23,7 +23,7 @@ export const LAYOUT = {
 /** Bytes of each struct without its data. */
 export const FIXED = { ambit_header: 64, ambit_exec: 88, ambit_file: 88, ambit_fork: 80, ambit_exit: 72, ambit_connect: 88, ambit_refused: 80, ambit_tls: 88 } as const
 
-export const FLAG = { unreachable: 1, cut: 2, baseUnreachable: 4, baseCut: 8, baseUnknown: 16, unreadable: 32, setup: 64, argvCut: 128, oom: 256 } as const
+export const FLAG = { unreachable: 1, cut: 2, baseUnreachable: 4, baseCut: 8, baseUnknown: 16, unreadable: 32, setup: 64, argvCut: 128, oom: 256, byLsm: 512 } as const
 
 export type RawHeader = { cell: bigint; /** nanoseconds since boot */ time: bigint; tid: number; ppid: number; process: ProcessRef
   /** By cell-init's child, before the command's first exec. */
@@ -31,9 +31,11 @@ export type RawHeader = { cell: bigint; /** nanoseconds since boot */ time: bigi
 export type RawExec = RawHeader & { kind: 'exec'; path: string
   /** What the process named, where that was a script that an interpreter runs. */
   script: string | null; argv: string[]; argvTruncated: boolean; dev: string; ino: string; unlinked: boolean }
-export type RawFile = RawHeader & { kind: 'file'; path: string; access: 'read' | 'write' | 'readwrite'; created: boolean; dev: string; ino: string; source: 'descriptor' | 'argument' | 'name' }
+export type RawFile = RawHeader & { kind: 'file'; path: string; access: 'read' | 'write' | 'readwrite'; created: boolean; dev: string; ino: string; source: 'lsm' | 'descriptor' | 'argument' | 'name' }
 export type RawFileFailed = RawHeader & { kind: 'file.failed'; path: string; access: 'read' | 'write' | 'readwrite'; errno: number }
-export type RawExecFailed = RawHeader & { kind: 'exec.failed'; path: string; errno: number }
+export type RawExecFailed = RawHeader & { kind: 'exec.failed'; path: string; errno: number
+  /** Refused by bpf/lsm.bpf.c. */
+  byLsm: boolean }
 export type RawFork = RawHeader & { kind: 'fork'; child: number; childStart: bigint }
 export type RawExit = RawHeader & { kind: 'exit'; code: number | null; signal: number | null
   /** Chosen by the out-of-memory killer. */
@@ -128,7 +130,7 @@ function decodeOne(record: Buffer, offset: number): RawEvent {
       // Without an inode the path is an argument, to be joined to the directory that it starts from.
       const full = ino === 0n ? joined(base, path, flags) : walked(path, flags & FLAG.unreachable, flags & FLAG.cut)
       const errno = record.readInt32LE(L.error)
-      if (kind === KIND.execFailed) return { ...header, kind: 'exec.failed', path: full, errno }
+      if (kind === KIND.execFailed) return { ...header, kind: 'exec.failed', path: full, errno, byLsm: (flags & FLAG.byLsm) !== 0 }
       const access = accessOf(record[L.access]!, offset)
       if (kind === KIND.fileFailed) return { ...header, kind: 'file.failed', path: full, access, errno }
       return {
@@ -187,7 +189,7 @@ function walked(path: Buffer, unreachable: number, cut: number): string {
 }
 
 /** By the numbers of enum ambit_source. */
-const SOURCES: readonly (RawFile['source'] | undefined)[] = [undefined, 'descriptor', 'argument', 'name']
+const SOURCES: readonly (RawFile['source'] | undefined)[] = [undefined, 'descriptor', 'argument', 'name', 'lsm']
 
 /** The argument of a call, joined to the directory that it starts from, with "." and ".." taken out as text. */
 function joined(base: Buffer, argument: Buffer, flags: number): string {

@@ -27,6 +27,8 @@ export type Probes = {
   /** From here on the cell is looked at. `api` reads the requests to its declared APIs; null: TLS is not looked at. */
   watch(cgroupId: bigint, api: ApiReader | null): void
   removeCell(cgroupId: bigint): void
+  /** After `watch`: from here on the cell executes only these (as in NativeProbes). False: this kernel has no hook for it. */
+  holdPrograms(cgroupId: bigint, programs: BigUint64Array): boolean
   /** Descriptors of the cell's network namespace and of the relay's listening sockets; returns a handle. */
   attachRelay(netns: number, relay4: number, relay6: number, udp4: number, udp6: number): number
   relayAnswers(handle: number): number
@@ -96,8 +98,8 @@ export function openProbes(options: ProbesOptions): Probes {
   let reports: ProbeReport[]
   try {
     reports = probes.load()
-    if (reports.every(report => report.state === 'missing')) {
-      throw new AmbitError('KERNEL_LACKS', { attempted: 'load the eBPF programs', why: reports[0]?.detail ?? 'there are none', remedy: 'run `ambit doctor` to see what this kernel offers' })
+    if (!reports.some(report => report.state === 'attached')) {
+      throw new AmbitError('KERNEL_LACKS', { attempted: 'load the eBPF programs', why: reports.find(report => report.state === 'missing')?.detail ?? 'there are none', remedy: 'run `ambit doctor` to see what this kernel offers' })
     }
     reports = probes.attach()
     probes.detach()
@@ -141,6 +143,7 @@ export function openProbes(options: ProbesOptions): Probes {
         }, LINGER_MS).unref()
       }
     },
+    holdPrograms: (cgroupId, programs) => probes.holdPrograms(cgroupId, programs),
     attachRelay: (...sockets) => probes.attachRelay(...sockets),
     relayAnswers: handle => probes.relayAnswers(handle),
     detachRelay: handle => probes.detachRelay(handle),
@@ -231,7 +234,7 @@ function bodies(native: NativeAddon, event: Exclude<RawEvent, { kind: 'tls' }>):
       // A script must be executable as much as its interpreter. By the time of the event only its name is left: device and inode 0.
       return script === null ? [ran] : [{ ...ran, path: script, dev: '0:0', ino: '0', unlinked: false }, ran]
     }
-    case 'exec.failed': return [{ type: 'exec.failed', process, path: event.path, errno: errnoName(event.errno), onHost: onHost(event.path) }]
+    case 'exec.failed': return [{ type: 'exec.failed', process, path: event.path, errno: errnoName(event.errno), onHost: onHost(event.path), ...(event.byLsm && { by: 'lsm' as const }) }]
     case 'fork': return [{ type: 'fork', process, child: event.child }]
     case 'fork.failed': return [{ type: 'fork.failed', process, errno: errnoName(event.errno) }]
     case 'exit': return [{ type: 'exit', process, code: event.code, signal: event.signal, ...(event.oom && { oom: true as const }) }]

@@ -57,7 +57,7 @@ export const evidenceBody = z.discriminatedUnion('type', [
   }),
   z.object({ type: z.literal('coverage'), hooks: z.array(hookReport), enforcers: z.array(z.object({ name: z.string(), state: z.string() })) }),
   z.object({ type: z.literal('exec'), process, parent: z.number().int(), path: z.string(), argv: z.array(z.string()), argvTruncated: z.boolean(), dev: z.string(), ino: z.string(), unlinked: z.boolean().describe('memfd or deleted file') }),
-  z.object({ type: z.literal('exec.failed'), process, path: z.string(), errno: z.string(), onHost: z.boolean().describe('the path exists on the host: the cell withheld it') }),
+  z.object({ type: z.literal('exec.failed'), process, path: z.string(), errno: z.string(), onHost: z.boolean().describe('the path exists on the host: the cell withheld it'), by: z.literal('lsm').optional().describe('which fence refused it, where that is known') }),
   z.object({ type: z.literal('fork'), process, child: z.number().int() }),
   z.object({ type: z.literal('fork.failed'), process, errno: z.string() }),
   z.object({ type: z.literal('exit'), process, code: z.number().int().nullable(), signal: z.number().int().nullable(), oom: z.literal(true).optional().describe('chosen by the out-of-memory killer') }),

@@ -38,7 +38,7 @@ export async function boot({ image, initramfs, disk, folder, seconds, onMessage 
       await sleep(50)
     }
     const qemu = spawn('qemu-system-x86_64', [
-      '-accel', 'tcg,thread=multi', '-M', 'q35', '-cpu', 'max,la57=off', '-smp', '2', '-m', MEMORY, '-display', 'none', '-nodefaults', '-no-reboot',
+      '-accel', 'tcg,thread=multi', '-M', 'q35', '-cpu', 'max,la57=off,cx16=off', '-smp', '2', '-m', MEMORY, '-display', 'none', '-nodefaults', '-no-reboot',
       '-object', `memory-backend-memfd,id=memory,size=${MEMORY},share=on`, '-numa', 'node,memdev=memory',
       '-chardev', `socket,id=files,path=${socket}`, '-device', 'vhost-user-fs-pci,chardev=files,tag=host',
       '-drive', `file=${disk},format=raw,if=virtio,cache=unsafe`,

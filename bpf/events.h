@@ -33,6 +33,7 @@ enum ambit_path_flag {
   AMBIT_UNREADABLE = 32,      /* the argument could not be read from the process */
   AMBIT_SETUP = 64,           /* by cell-init's child, before the command's first exec */
   AMBIT_ARGV_CUT = 128,
+  AMBIT_SPOKEN_TO = 1024,     /* a socket that was connected to, or sent to */
   AMBIT_OOM = 256,            /* of an exit: the out-of-memory killer chose this process */
   AMBIT_BY_LSM = 512,         /* of a failed exec: lsm.bpf.c refused it */
 };
@@ -146,7 +147,9 @@ enum ambit_call_op {
   AMBIT_CALL_ENTRY = 6,   /* makes or removes a name in a directory */
   AMBIT_CALL_OBJECT = 7,  /* changes what the path names; without a path, what the descriptor is of */
   AMBIT_CALL_LOOK = 8,    /* tells of what the path names, and opens nothing */
-  AMBIT_CALL_SOCKET = 9,  /* speaks to, or makes, the socket that a struct sockaddr_un names */
+  AMBIT_CALL_SOCKET = 9,  /* makes the socket that a struct sockaddr_un names */
+  AMBIT_CALL_SPEAK = 10,  /* speaks to it */
+  AMBIT_CALL_MESSAGE = 11, /* the same, named by a struct msghdr */
 };
 struct ambit_call {
   __u8 op;

@@ -4,7 +4,7 @@
  * At the exit of the call, where the outcome is known and the path argument has been faulted in. The descriptor that an open
  * returned tells the file and its real path; another thread can close or replace it at that moment. If it is gone, what the
  * process said is told, as such. Where lsm.bpf.c is attached it has told of the file before, and there is no such gap. All else is known by its argument alone: changes, looks
- * without opening, and sockets with a path; messages sent with sendmsg to a socket's path are not.
+ * without opening, and sockets with a path; of sendmmsg, the first message's.
  * The loader attaches this before syscalls.bpf.c's exit program, which clears `entered`.
  */
 #define RECORD_ROOM (4 * 4096)
@@ -71,6 +71,7 @@ struct act {
   __u8 setup;
   __u8 look;        /* nothing was opened */
   __u8 by_lsm;
+  __u8 spoken;      /* a socket was spoken to */
 };
 
 /* An act known by its path argument. A directory's entries are told once: who may change one of them may change them all. */
@@ -94,6 +95,8 @@ __noinline int tell_argument(struct act *act) {
     event->header.flags |= AMBIT_SETUP;
   if (act->by_lsm)
     event->header.flags |= AMBIT_BY_LSM;
+  if (act->spoken)
+    event->header.flags |= AMBIT_SPOKEN_TO;
   long length = act->argument ? bpf_probe_read_user_str(&own->record[FIXED], AMBIT_PATH_MAX, (void *)act->argument) : 1;
   if (length <= 0 || length > AMBIT_PATH_MAX) {
     event->header.flags |= AMBIT_UNREADABLE;
@@ -103,7 +106,7 @@ __noinline int tell_argument(struct act *act) {
   own->length = FIXED + length - 1;
 
   struct seen_key key = {.cell = act->cell, .kind = act->kind};
-  key.detail = (__u32)act->error << 8 | (__u32)act->access << 4 | (__u32)act->look << 2 | (__u32)act->entry << 1 | act->setup;
+  key.detail = (__u32)act->error << 8 | (__u32)act->access << 4 | (__u32)act->spoken << 3 | (__u32)act->look << 2 | (__u32)act->entry << 1 | act->setup;
   struct vfsmount *mnt = 0;
   struct dentry *dentry = 0;
   bool relative = own->record[FIXED] != '/' || length == 1;
@@ -213,7 +216,15 @@ int BPF_PROG(files_exit, struct pt_regs *regs, long result) {
     tell_argument(&act);
     return 0;
   }
-  if (call->op == AMBIT_CALL_SOCKET) {
+  if (call->op == AMBIT_CALL_MESSAGE) {
+    /* msg_name is the first field; of sendmmsg only the first message is looked at. Programs of 32 bits are not run. */
+    __u64 message = act.argument;
+    act.argument = 0;
+    if (message)
+      bpf_probe_read_user(&act.argument, sizeof act.argument, (void *)message);
+  }
+  if (call->op >= AMBIT_CALL_SOCKET) {
+    act.spoken = call->op != AMBIT_CALL_SOCKET;
     struct { __u16 family; char first; } name = {};
     if (!act.argument || bpf_probe_read_user(&name, 3, (void *)act.argument) || name.family != AF_UNIX || !name.first)
       return 0;

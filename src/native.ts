@@ -15,7 +15,11 @@ export type Mount =
       /** Files of this host owner appear as the cell's 0:0 and files the cell makes belong to that owner. */
       idmapOwner?: { uid: number; gid: number }
       /** A missing source is skipped, not an error. */
-      optional?: boolean }
+      optional?: boolean
+      /** It must be a Unix socket; its owner is mapped where the file system can. */
+      socket?: boolean
+      /** No owner is known in it, so that no socket in it can be connected to; where its file system can. */
+      nobody?: boolean }
   /**
    * `lower`, the top one first, under `upper`, which takes the writes and holds the folders "upper" and "work"; without it
    * nothing can be written. Always nosuid and nodev. "/" makes it the cell's root, as the first mount only. `fromJobs`: jobs of
@@ -116,7 +120,7 @@ export interface NativeSpawner {
   /** Makes the namespaces of a cell. */
   reserve(reservation: Reservation): Promise<ReservedCell>
   /** Builds a reserved cell as planned; nothing of the job runs yet. After a refusal the cell is gone, or of no use: kill its group. */
-  prepare(plan: LaunchPlan): Promise<void>
+  prepare(plan: LaunchPlan): Promise<number>
   /** Lets the command start. */
   go(id: string): void
   /** Sends a signal to the command, or to `all` processes of the cell, through cell-init, which is not otherwise reachable. */

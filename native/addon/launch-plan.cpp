@@ -90,7 +90,7 @@ void ReadSource(const Napi::Object& from, const std::string& field, MountStep* m
 
 void ReadBind(const Napi::Object& from, const std::string& field, MountStep* mount, std::vector<int>* fds) {
   ReadSource(from, field, mount, fds);
-  for (auto [name, flag] : {std::pair{"readonly", kReadonly}, {"recursive", kRecursive}, {"device", kDevice}, {"noexec", kNoexec}, {"optional", kOptional}}) {
+  for (auto [name, flag] : {std::pair{"readonly", kReadonly}, {"recursive", kRecursive}, {"device", kDevice}, {"noexec", kNoexec}, {"optional", kOptional}, {"socket", kSocket}, {"nobody", kNobody}}) {
     if (Flag(from, name, field)) mount->flags |= flag;
   }
 }

@@ -259,7 +259,7 @@ void Spawner::Hear(Napi::Env env, Heard& heard) {
   if (message.tell == kPrepared) {
     if (!cell.planned || !cell.waiting) return;
     cell.prepared = true;
-    Take(cell).Resolve(env.Undefined());
+    Take(cell).Resolve(Napi::Number::New(env, message.unheld));
     return;
   }
   if (message.tell != kRefused && message.tell != kExited) return;

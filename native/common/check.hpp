@@ -88,7 +88,7 @@ inline std::string WhatIsWrong(const Plan& p, size_t given) {
   if (std::string wrong = WhatIsWrongWithLayers(p.mounts); !wrong.empty()) return wrong;
   for (size_t i = 0; i < p.mounts.size(); i++) {
     auto& m = p.mounts[i];
-    if (m.type > kOverlay || m.flags > 2047) return "the type of a mount";
+    if (m.type > kOverlay || m.flags > 8191) return "the type of a mount";
     if (!IsPlainPath(m.target) || (m.target == "/" && m.type != kBind && m.type != kOverlay)) return "the target of a mount: " + m.target;
     if (m.mode > 01777) return "the mode of " + m.target;
     if (m.type == kTmpfs && m.size < 4096) return "the size of " + m.target;

@@ -37,6 +37,7 @@ struct TellMessage {
   int32_t status;    // wait status of the command, -1: none was told
   int32_t error;     // errno of the step that failed, 0: none did
   uint32_t sockets;  // bit N: ListeningSocket N is among the descriptors
+  uint32_t unheld;   // kPrepared: trees to be read whose sockets can be connected to all the same
   char step[kStepSize];
   uint64_t user_us, system_us, max_rss_kib;
 };

@@ -16,7 +16,7 @@ enum MountType : uint32_t { kBind, kTmpfs, kProc, kDevpts, kDirectory, kFile, kS
 // kLayer: a bind that is no mount of its own but a layer of the overlay that follows, the top one first. kUpper: the layer
 // that takes the writes; it holds the folders "upper" and "work". kIdmapAll: every owner on disk keeps its number in the
 // cell, root too. kFromJobs: an overlay over what jobs of before may have written.
-enum MountFlag : uint32_t { kReadonly = 1, kRecursive = 2, kDevice = 4, kNoexec = 8, kAsUser = 16, kIdmap = 32, kOptional = 64, kLayer = 128, kUpper = 256, kIdmapAll = 512, kFromJobs = 1024 };
+enum MountFlag : uint32_t { kReadonly = 1, kRecursive = 2, kDevice = 4, kNoexec = 8, kAsUser = 16, kIdmap = 32, kOptional = 64, kLayer = 128, kUpper = 256, kIdmapAll = 512, kFromJobs = 1024, kSocket = 2048, kNobody = 4096 };
 enum LandlockFlag : uint32_t { kLandlockRead = 1, kLandlockWrite = 2, kLandlockExecute = 4 };
 
 struct MountStep {

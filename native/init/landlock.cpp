@@ -62,6 +62,8 @@ void RestrictByLandlock(const Plan& plan) {
     struct stat status;
     Must(fstat(path.get(), &status), "look at", rule.path);
     if (!S_ISDIR(status.st_mode)) allowed &= kOfFiles;
+    // A rule that names a socket itself is a grant to speak to it.
+    if (S_ISSOCK(status.st_mode)) allowed |= kResolveUnix;
     allowed &= known;
     if (allowed == 0) continue;
     PathBeneath beneath = {allowed, path.get()};

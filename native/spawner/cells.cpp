@@ -120,7 +120,7 @@ void Cells::Prepare(Cell& cell, std::vector<Fd> fds) {
     fds.resize(kPlanDescriptors);
     Plan plan = ReadPlan(fds[0].get(), given.size());
     if (plan.id != cell.id || plan.base != cell.base || plan.count != cell.count) Fail("accept the plan: it is for another cell", EINVAL);
-    std::vector<Tree> trees = OpenTrees(plan, given, owners_);
+    std::vector<Tree> trees = OpenTrees(plan, given, owners_, &cell.unheld);
     OrderMessage order = {kPlan};
     Must(SendPacket(cell.control.get(), &order, sizeof order, {fds[0].get(), fds[1].get(), fds[2].get(), fds[3].get()}), "send the plan to cell-init");
     for (size_t at = 0; at < trees.size();) {
@@ -169,6 +169,7 @@ void Cells::Prepared(Cell& cell) {
   TellMessage message = {kPrepared};
   CopyText(message.id, cell.id);
   cell.prepared = true;
+  message.unheld = cell.unheld;
   Tell(message);
 }
 

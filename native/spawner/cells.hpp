@@ -34,6 +34,7 @@ class Cells {
     Fd control;
     uint32_t base = 0, count = 0;
     // Its namespaces stand; a plan was sent; it is built as planned; the command was let go.
+    uint32_t unheld = 0;  // trees whose sockets can be connected to
     bool reserved = false, planned = false, prepared = false, running = false;
     // Held as long as the cell lives, so that no job can take their place while the daemon is away.
     std::vector<Fd> sockets;

@@ -40,7 +40,21 @@ static Fd OpenSource(const MountStep& mount) {
   return fd;
 }
 
-static Fd OpenTreeOf(const MountStep& mount, const Plan& plan, const std::vector<Fd>& given, OwnerMaps& owners) {
+// No file of the tree has an owner that the mount knows. The kernel lets nobody write to such a file, whatever its mode says
+// (fs/namei.c, inode_permission), and connecting to a socket is writing to it (net/unix/af_unix.c, unix_find_bsd): so a tree that
+// is only to be read gives no socket and no FIFO to speak to, also none that is made later. False: a file system cannot map.
+static bool OwnedByNobody(int tree, unsigned deep, OwnerMaps& owners) {
+  // The last id there is; a map must have an entry, and this one is nobody's.
+  constexpr uint32_t kNoOwner = UINT32_MAX - 1;
+  struct mount_attr map = {};
+  map.attr_set = MOUNT_ATTR_IDMAP;
+  map.userns_fd = owners.For(kNoOwner, kNoOwner, kNoOwner, 1);
+  if (SetMountAttributes(tree, "", AT_EMPTY_PATH | deep, &map) == 0) return true;
+  if (deep != 0) SetMountAttributes(tree, "", AT_EMPTY_PATH, &map);
+  return false;
+}
+
+static Fd OpenTreeOf(const MountStep& mount, const Plan& plan, const std::vector<Fd>& given, OwnerMaps& owners, bool* unheld) {
   Fd opened;
   int source = -1;
   if (mount.source_fd >= 0) {
@@ -54,6 +68,11 @@ static Fd OpenTreeOf(const MountStep& mount, const Plan& plan, const std::vector
     struct stat status;
     Must(fstat(source, &status), "look at", mount.source);
     if (!S_ISCHR(status.st_mode)) Fail("show " + mount.target + ": it is no character device", ENODEV);
+  }
+  if ((mount.flags & kSocket) != 0) {
+    struct stat status;
+    Must(fstat(source, &status), "look at", mount.source);
+    if (!S_ISSOCK(status.st_mode)) Fail("show " + mount.target + ": it is no socket", ENOTSOCK);
   }
 
   const unsigned deep = (mount.flags & kRecursive) != 0 ? AT_RECURSIVE : 0;
@@ -71,16 +90,22 @@ static Fd OpenTreeOf(const MountStep& mount, const Plan& plan, const std::vector
     struct mount_attr map = {};
     map.attr_set = MOUNT_ATTR_IDMAP;
     map.userns_fd = (mount.flags & kIdmapAll) != 0 ? owners.For(0, 0, plan.base, plan.count) : owners.For(mount.owner_uid, mount.owner_gid, plan.base);
-    Must(SetMountAttributes(tree.get(), "", AT_EMPTY_PATH | deep, &map), "map the owner of files (the file system must support idmapped mounts) in", mount.target);
+    const int mapped = SetMountAttributes(tree.get(), "", AT_EMPTY_PATH | deep, &map);
+    // A socket of a file system that cannot map is judged by its mode alone, for others.
+    if ((mount.flags & kSocket) == 0) Must(mapped, "map the owner of files (the file system must support idmapped mounts) in", mount.target);
   }
+  if ((mount.flags & kNobody) != 0 && !OwnedByNobody(tree.get(), deep, owners)) *unheld = true;
   return tree;
 }
 
-std::vector<Tree> OpenTrees(const Plan& plan, const std::vector<Fd>& given, OwnerMaps& owners) {
+std::vector<Tree> OpenTrees(const Plan& plan, const std::vector<Fd>& given, OwnerMaps& owners, uint32_t* unheld) {
   std::vector<Tree> trees;
+  *unheld = 0;
   for (size_t i = 0; i < plan.mounts.size(); i++) {
     if (plan.mounts[i].type != kBind) continue;
-    Fd tree = OpenTreeOf(plan.mounts[i], plan, given, owners);
+    bool open = false;
+    Fd tree = OpenTreeOf(plan.mounts[i], plan, given, owners, &open);
+    if (open) ++*unheld;
     if (tree) trees.push_back({static_cast<uint16_t>(i), std::move(tree)});
   }
   return trees;

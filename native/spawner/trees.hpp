@@ -13,6 +13,6 @@ struct Tree {
 };
 
 // A detached, attributed copy of each bind's source. `given`: the descriptors that came with the plan.
-std::vector<Tree> OpenTrees(const Plan& plan, const std::vector<Fd>& given, OwnerMaps& owners);
+std::vector<Tree> OpenTrees(const Plan& plan, const std::vector<Fd>& given, OwnerMaps& owners, uint32_t* unheld);
 
 }  // namespace ambit

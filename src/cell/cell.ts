@@ -60,7 +60,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
   let held = false
   try {
     const opened: number[] = []
-    let built: Promise<void>
+    let built: Promise<number>
     try {
       built = host.spawner.prepare(launchPlan(host.native, { ...request, id, slot }, opened))
     } finally {
@@ -84,7 +84,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
       }
       return egress
     })()
-    const [{ hooks }] = await all(opening, built)
+    const [{ hooks }, unheld] = await all(opening, built)
     host.spawner.go(id)
     host.probes.route(cgroup.id, log)
     log.append({
@@ -93,7 +93,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
       pipeline: contract.metadata.pipeline ?? null, links: linksOf(contract, request.owner),
       ...(contract.spec.rootfs === undefined ? {} : { rootfs: contract.spec.rootfs }),
     })
-    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract, held), ...request.limitEnforcers] })
+    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract, held, unheld), ...request.limitEnforcers] })
     for (const event of request.credentials) log.append(event)
   } catch (error) {
     await egress?.close()
@@ -184,7 +184,8 @@ function linksOf(contract: Contract, owner: Ids): Record<string, string> {
   return Object.fromEntries(leads.filter((pair): pair is readonly [string, string] => pair[1] !== null && pair[1] !== pair[0]))
 }
 
-function enforcers(native: NativeAddon, contract: Contract, held: boolean): { name: string; state: string }[] {
+/** `unheld`: trees of the host whose file system cannot keep their sockets from being connected to. */
+function enforcers(native: NativeAddon, contract: Contract, held: boolean, unheld: number): { name: string; state: string }[] {
   const enforce = contract.spec.mode === 'enforce'
   const { rootfs } = contract.spec
   const abi = native.landlockAbi()
@@ -195,11 +196,19 @@ function enforcers(native: NativeAddon, contract: Contract, held: boolean): { na
     { name: 'root', state: rootfs !== undefined ? imageState(contract) : enforce ? 'holds only what the contract declares' : 'the host read-only, without /run, /tmp, /proc, /sys and /dev' },
     { name: 'writes', state: writesState(contract) },
     { name: 'programs', state: !enforce || contract.spec.authority.exec.includes('*') ? 'any' : `by Landlock${held ? ', and by BPF LSM as files of the host, interpreters of scripts too' : ''}; execve of memory and of what jobs write is refused; the loader can run what it can map` },
-    { name: 'unix sockets', state: enforce && abi >= 9 ? 'those of the cell\'s own processes only, by Landlock' : 'not held: sockets in directories that the cell shows can be connected to' },
+    { name: 'unix sockets', state: unixState(enforce, abi, unheld, contract) },
     { name: 'file locks', state: 'not held: a job can lock any file that it may open, and keep waiting whoever asks for that lock' },
     { name: 'landlock', state: !enforce ? 'off in observe' : abi === 0 ? 'the kernel has none' : `ABI ${abi}${abi < LANDLOCK_KNOWN ? `; what ${LANDLOCK_KNOWN} would add is not held` : abi > LANDLOCK_KNOWN ? `, used as ${LANDLOCK_KNOWN}` : ''}` },
     { name: 'egress', state: enforce ? 'declared names only, by relay and resolver' : 'any public name, by relay and resolver' },
   ]
+}
+
+/** Trees to be read hold no socket that can be connected to where their owners are unknown; of a tree to be written its owner's can be. */
+function unixState(enforce: boolean, abi: number, unheld: number, { spec }: Contract): string {
+  if (enforce && abi >= 9) return 'those of the cell\'s own processes and granted ones only, by Landlock'
+  if (!enforce || spec.rootfs !== undefined || spec.system === 'overlay') return 'not held: sockets in directories that the cell shows can be connected to'
+  const written = 'in what may be written, those of its owner can be connected to'
+  return unheld === 0 ? `in what may only be read, granted ones only; ${written}` : `not held in ${unheld} of the trees that may only be read: their file systems cannot map owners; ${written}`
 }
 
 /** What is refused in every cell is refused under another engine's profile, too. */

@@ -1,6 +1,7 @@
-import { constants, realpathSync, statSync } from 'node:fs'
+import { constants, lstatSync, realpathSync, statSync } from 'node:fs'
 import { constants as system } from 'node:os'
 import { dirname } from 'node:path'
+import { isHostGrant } from '../authority/destination.ts'
 import { inside, outermost } from '../authority/paths.ts'
 import { seccompPlan } from '../authority/syscall.ts'
 import { memoryBytes, type Contract } from '../contract/schema.ts'
@@ -86,6 +87,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
     ...request.handed.map(({ name, content, mode: bits }): Mount => ({ type: 'file', target: `${HANDED}/${name}`, content, mode: bits })),
   ]
   for (const path of writable) mounts.push({ type: 'bind', source: path, target: path, readonly: false, recursive: false, noexec: noexec(path), asUser: owner, idmapOwner: owner, optional: skips(contract) })
+  mounts.push(...socketMounts(contract, owner, writable))
   if (workspace !== 'none') mounts.push(...workspaceMounts(native, request, enforce, noexec, opened))
 
   return {
@@ -99,7 +101,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
     rootSizeBytes: 64 * MIB,
     mounts,
     seccomp: filterFor(native, authority.syscall, { programsListed: enforce && !exec.includes('*'), setIdHarmless: workspace !== 'shared' && writable.length === 0 }),
-    landlock: enforce && native.landlockAbi() > 0 ? { rules: landlockRules(read, write, exec, interpreters.map(path => (rootfs === undefined ? realpathSync(path) : path)), ownRun) } : null,
+    landlock: enforce && native.landlockAbi() > 0 ? { rules: landlockRules(read, [...write, ...authority.network.flatMap(grant => (isHostGrant(grant) ? [] : [grant.unix]))], exec, interpreters.map(path => (rootfs === undefined ? realpathSync(path) : path)), ownRun) } : null,
     userNamespaces: authority.syscall.allow.includes('unshare'),
     capabilities: contract.spec.capabilities,
     rlimits: [
@@ -155,13 +157,28 @@ function hostMounts(request: PlanRequest, writable: readonly string[], interpret
   }
   // Links that lead into a tree that is written through an overlay are shown as those into one that is read.
   for (const { tree } of overlays.system) root.expose(tree)
-  const shown = root.mounts().filter(({ target }) => !overlays.system.some(({ tree }) => inside(target, tree)))
+  const shown = root.mounts().map((mount): Mount => (mount.type === 'bind' ? { ...mount, nobody: spec.mode === 'enforce' } : mount)).filter(({ target }) => !overlays.system.some(({ tree }) => inside(target, tree)))
   return [
     ...shown.map(mount => (mount.type === 'bind' && !LIBRARIES.some(tree => inside(mount.target, tree)) ? { ...mount, noexec: noexec(mount.target) } : mount)),
     ...overlays.system.map(({ tree, store }): Mount => ({
       type: 'overlay', target: tree, upper: { source: store }, lower: [{ source: tree, idmapAll: true }], noexec: !LIBRARIES.some(folder => inside(tree, folder)) && noexec(tree),
     })),
   ]
+}
+
+/** Unix sockets that the contract grants, each by itself; what lies in a tree that is granted for writing is there already. */
+function socketMounts({ spec }: Contract, caller: Ids, writable: readonly string[]): Mount[] {
+  const granted = spec.authority.network.flatMap(grant => (isHostGrant(grant) ? [] : [grant.unix]))
+  return granted.filter(path => !writable.some(tree => inside(path, tree))).map((path): Mount => {
+    const refused = (why: string, remedy: string): AmbitError => new AmbitError('CELL_FAILED', { attempted: `show the socket ${path} in the cell`, why, remedy })
+    const stat = lstatSync(path, { throwIfNoEntry: false })
+    if (stat === undefined) throw refused('there is no such file', 'start its server first, or take the grant out of the contract')
+    if (!stat.isSocket()) throw refused('it is no socket', 'name the socket itself, where links lead')
+    // The cell may speak to it as its owner would: only whoever may do so may let it. Of the caller's groups the first alone is known.
+    const bit = stat.uid === caller.uid ? 0o200 : stat.gid === caller.gid ? 0o020 : 0o002
+    if (caller.uid !== 0 && (stat.mode & bit) === 0) throw refused('whoever called may not write to it', 'ask for the right to connect to it, or take the grant out of the contract')
+    return { type: 'bind', source: path, target: path, readonly: true, recursive: false, noexec: true, socket: true, asUser: caller, idmapOwner: { uid: stat.uid, gid: stat.gid } }
+  })
 }
 
 /** Trees that the contract grants for writing and that are not the cell's own. A tree in another comes with it. */

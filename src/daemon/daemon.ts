@@ -2,6 +2,7 @@ import { existsSync, mkdirSync, realpathSync, rmSync, writeFileSync } from 'node
 import { constants } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import type { Logger } from 'pino'
+import { isHostGrant } from '../authority/destination.ts'
 import { inside } from '../authority/paths.ts'
 import { refuseMissing } from '../cell/missing.ts'
 import { openOverlays, pruneChanges } from '../cell/overlays.ts'
@@ -272,6 +273,9 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
 
 /** A tree that a job may write, and an image, is shown with its owner's rights: never one that holds the daemon's key. */
 function refuseOwn(contract: Contract, own: readonly string[]): void {
+  for (const grant of contract.spec.authority.network) {
+    if (!isHostGrant(grant) && own.some(folder => inside(grant.unix, folder))) throw new AmbitError('FORBIDDEN', { attempted: 'build the cell', why: `the contract grants the socket ${grant.unix}, and the daemon keeps its own there`, remedy: 'take the grant out of the contract' })
+  }
   const { rootfs } = contract.spec
   for (const path of [...hostWrites(contract), ...(rootfs === undefined ? [] : [rootfs])]) {
     const held = own.find(folder => inside(folder, path) || inside(path, folder))

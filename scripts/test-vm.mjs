@@ -1,4 +1,5 @@
 // Boots Debian's kernels under emulation and runs the tests that depend on a kernel in each: npm run test:vm -- [KERNEL…] [FILE…]
+// Says of each kernel what runs there, what fell back and what was skipped; an unexpected skip fails.
 // Closes with one line that counts: N passed, N failed, N skipped.
 import { spawnSync } from 'node:child_process'
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
@@ -9,8 +10,9 @@ import { initramfs, kernel, KERNELS } from '../vagrant/vm/kernels.mjs'
 
 const DEFAULT = ['6.1', '6.12']
 /** Seconds: a test file that takes longer hangs. */
-const FILE_SECONDS = 420
+const FILE_SECONDS = 300
 const BOOT_SECONDS = 180
+const DOCTOR_SECONDS = 120
 const FILES = [
   'test/evidence/lsm.test.ts', 'test/evidence/probes.test.ts', 'test/integration/cell.test.ts', 'test/native/spawner.test.ts', 'test/native/system.test.ts',
   'test/cell/cgroup.test.ts', 'test/network/egress.test.ts', 'test/evidence/tls.test.ts',
@@ -51,13 +53,13 @@ process.exitCode = total.failed === 0 ? 0 : 1
 async function testOn(name) {
   const own = kernel(name, join(work, 'kernels'))
   say(`\n== ${name}: Linux ${own.release} (${since()})`)
-  const folder = join(work, 'run')
+  const folder = join(work, `run-${name}`)
   rmSync(folder, { recursive: true, force: true })
   mkdirSync(folder)
   const job = join(folder, 'job.json')
   const wanted = files.length > 0 ? files : FILES
   // Emulation is ten times slower than the machine: time limits within tests are longer there.
-  writeFileSync(job, JSON.stringify({ files: wanted.map(file => ({ file, seconds: FILE_SECONDS })), environment: { TAP_TIMEOUT: String(FILE_SECONDS), AMBIT_VM: name } }))
+  writeFileSync(job, JSON.stringify({ doctorSeconds: DOCTOR_SECONDS, files: wanted.map(file => ({ file, seconds: FILE_SECONDS })), environment: { TAP_TIMEOUT: String(FILE_SECONDS), AMBIT_VM: name } }))
   const disk = join(folder, 'disk.img')
   must('truncate', ['-s', '4G', disk])
   must('mkfs.ext4', ['-q', '-F', disk])
@@ -66,12 +68,15 @@ async function testOn(name) {
   const results = new Map()
   const seen = { up: false, done: false, running: null }
   const { status, late, console } = await boot({
-    image: own.image, initramfs: image, disk, folder, seconds: BOOT_SECONDS + wanted.length * FILE_SECONDS,
+    image: own.image, initramfs: image, disk, folder, seconds: BOOT_SECONDS + DOCTOR_SECONDS + wanted.length * FILE_SECONDS,
     onMessage(message) {
       switch (message.type) {
         case 'up':
           seen.up = true
           say(`up after ${message.seconds.toFixed(0)} s; LSMs ${message.lsm}`)
+          break
+        case 'doctor':
+          examined(message)
           break
         case 'begin':
           seen.running = message.file
@@ -98,6 +103,21 @@ async function testOn(name) {
     say(`FAILED ${name}: the machine ended (${late ? 'it was taking too long' : status})${seen.running === null ? '' : ` in ${seen.running}`}${seen.up ? '' : ' before it was up'}`)
     say(console)
   }
+}
+
+/** What `ambit doctor` says of the kernel: what is on, what fell back, what is missing. A host on which it cannot say is a failure. */
+function examined({ text, error }) {
+  let checks
+  try {
+    ({ checks } = JSON.parse(text))
+  } catch {
+    total.failed++
+    say(`FAILED ambit doctor: ${error || 'it said nothing'}`)
+    return
+  }
+  const whole = checks.filter(({ state }) => state === 'ok')
+  say(`ambit doctor: ${whole.length} as they should be: ${whole.map(({ name }) => name).join(', ')}`)
+  for (const { name, state, found } of checks.filter(each => !whole.includes(each))) say(`  ${state}: ${name}: ${found}`)
 }
 
 function conclude({ file, status, hung, seconds }, { parser, counts, failures, skips, raw }) {

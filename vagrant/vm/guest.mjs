@@ -1,5 +1,5 @@
 // Runs test files one after another inside the emulated machine and tells the host of each, as lines of JSON on a port.
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { openSync, readdirSync, readFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 
@@ -13,6 +13,8 @@ const tell = message => {
 }
 
 tell({ type: 'up', kernel: readFileSync('/proc/sys/kernel/osrelease', 'utf8').trim(), lsm: readFileSync('/sys/kernel/security/lsm', 'utf8').trim(), seconds: Number(readFileSync('/proc/uptime', 'utf8').split(' ')[0]) })
+const doctor = spawnSync(process.execPath, ['dist/cli/main.js', 'doctor', '--json'], { encoding: 'utf8', timeout: job.doctorSeconds * 1000, killSignal: 'SIGKILL' })
+tell({ type: 'doctor', text: doctor.stdout, error: doctor.stderr.slice(-1000) })
 for (const { file, seconds } of job.files) {
   tell({ type: 'begin', file })
   const began = Date.now()

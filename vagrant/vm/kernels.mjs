@@ -44,7 +44,9 @@ export function kernel(name, cache) {
   if (!existsSync(join(home, 'done'))) fetchKernel(name, home)
   const release = readFileSync(join(home, 'done'), 'utf8').trim()
   const folder = [`usr/lib/modules/${release}`, `lib/modules/${release}`].map(path => join(home, 'root', path)).find(existsSync)
-  return { name, release, image: join(home, 'root/boot', `vmlinuz-${release}`), modules: folder }
+  const image = [`boot/vmlinuz-${release}`, `usr/lib/modules/${release}/vmlinuz`].map(path => join(home, 'root', path)).find(existsSync)
+  if (folder === undefined || image === undefined) throw new Error(`the packages of ${release} hold no kernel image or no modules where they are looked for`)
+  return { name, release, image, modules: folder }
 }
 
 function fetchKernel(name, home) {
@@ -60,8 +62,9 @@ function fetchKernel(name, home) {
   const depends = run('apt-cache', [...own, 'show', '--no-all-versions', 'linux-image-cloud-amd64'])
   const release = /linux-image-(\d[^ ,]*cloud-amd64)/.exec(depends)?.[1]
   if (release === undefined) throw new Error(`${known.suite} has no cloud kernel for x86-64`)
-  // Since 7.3 the modules are a package of their own.
-  const packages = [`linux-image-${release}`, `linux-modules-${release}`].filter(each => run('apt-cache', [...own, 'search', '--names-only', `^${each.replaceAll('+', '\\+').replaceAll('.', '\\.')}$`]) !== '')
+  // Since 7.3 image and modules are packages of their own.
+  const packages = ['image', 'binary', 'modules'].map(part => `linux-${part}-${release}`)
+    .filter(each => run('apt-cache', [...own, 'search', '--names-only', `^${each.replaceAll('+', '\\+').replaceAll('.', '\\.')}$`]) !== '')
   run('apt-get', [...own, 'download', ...packages], { cwd: at('cache') })
   for (const file of readdirSync(at('cache')).filter(each => each.endsWith('.deb'))) run('dpkg', ['-x', at(`cache/${file}`), at('root')])
   for (const path of ['lists', 'cache', 'parts']) rmSync(at(path), { recursive: true })

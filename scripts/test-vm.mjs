@@ -46,13 +46,15 @@ say('compiling the tests')
 must('node_modules/.bin/tsc', ['-p', 'tsconfig.vm.json'])
 
 const total = { passed: 0, failed: 0, skipped: 0 }
-for (const name of kernels.length > 0 ? kernels : DEFAULT) await testOn(name)
+// Each machine takes one processor of the host (machine.mjs).
+await Promise.all((kernels.length > 0 ? kernels : DEFAULT).map(testOn))
 say(`\n${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`)
 process.exitCode = total.failed === 0 ? 0 : 1
 
 async function testOn(name) {
+  const say = text => { process.stdout.write(`${text.replace(/^/gm, `${name}  `)}\n`) }
   const own = kernel(name, join(work, 'kernels'))
-  say(`\n== ${name}: Linux ${own.release} (${since()})`)
+  say(`Linux ${own.release} (${since()})`)
   const folder = join(work, `run-${name}`)
   rmSync(folder, { recursive: true, force: true })
   mkdirSync(folder)
@@ -76,7 +78,7 @@ async function testOn(name) {
           say(`up after ${message.seconds.toFixed(0)} s; LSMs ${message.lsm}`)
           break
         case 'doctor':
-          examined(message)
+          examined(say, message)
           break
         case 'begin':
           seen.running = message.file
@@ -91,7 +93,7 @@ async function testOn(name) {
         }
         case 'end':
           seen.running = null
-          conclude(message, results.get(message.file))
+          conclude(say, message, results.get(message.file))
           break
         case 'done': seen.done = true
       }
@@ -100,13 +102,13 @@ async function testOn(name) {
   rmSync(disk)
   if (!seen.done) {
     total.failed++
-    say(`FAILED ${name}: the machine ended (${late ? 'it was taking too long' : status})${seen.running === null ? '' : ` in ${seen.running}`}${seen.up ? '' : ' before it was up'}`)
+    say(`FAILED the machine ended (${late ? 'it was taking too long' : status})${seen.running === null ? '' : ` in ${seen.running}`}${seen.up ? '' : ' before it was up'}`)
     say(console)
   }
 }
 
 /** What `ambit doctor` says of the kernel: what is on, what fell back, what is missing. A host on which it cannot say is a failure. */
-function examined({ text, error }) {
+function examined(say, { text, error }) {
   let checks
   try {
     ({ checks } = JSON.parse(text))
@@ -120,7 +122,7 @@ function examined({ text, error }) {
   for (const { name, state, found } of checks.filter(each => !whole.includes(each))) say(`  ${state}: ${name}: ${found}`)
 }
 
-function conclude({ file, status, hung, seconds }, { parser, counts, failures, skips, raw }) {
+function conclude(say, { file, status, hung, seconds }, { parser, counts, failures, skips, raw }) {
   parser.end()
   if (hung) failures.push(`${file}: it took more than ${FILE_SECONDS} s and was killed`)
   else if (status !== 0 && failures.length === 0) failures.push(`${file}: it ended with ${status}`)

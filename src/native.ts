@@ -111,6 +111,8 @@ export type CellExit = {
   signal: number | null
   /** cell-init could not do its work: the step in words, and errno. */
   failed: { step: string; errno: number } | null
+  /** Its time ran out while no daemon was there, and the spawner ended it. */
+  timeOver: boolean
   userUs: number
   systemUs: number
   maxRssKiB: number
@@ -125,7 +127,20 @@ export interface NativeSpawner {
   go(id: string): void
   /** Sends a signal to the command, or to `all` processes of the cell, through cell-init, which is not otherwise reachable. */
   signal(id: string, signal: number, all?: boolean): void
+  /** The cell outlives this process, until the deadline: milliseconds since boot (CLOCK_BOOTTIME). */
+  hold(id: string, deadline: number): void
+  /** A copy of the descriptor is kept under this name for the next daemon: as long as the cell or, with an empty id, as any cell that is held. */
+  keep(id: string, name: string, fd: number): void
+  /** Of a spawner that was taken over: what it has. Ask once, at once. */
+  taken(): Promise<TakenCells>
   close(): void
+}
+
+/** What a former daemon's spawner hands over. Whoever receives it owns every descriptor in it. */
+export type TakenCells = {
+  cells: (ReservedCell & { id: string })[]
+  ended: CellExit[]
+  kept: { id: string; name: string; fd: number }[]
 }
 
 export type PeerCredentials = { pid: number; uid: number; gid: number }
@@ -188,6 +203,12 @@ export interface NativeProbes {
   /** The map that lets a relay's answers to datagrams through, as a descriptor of the caller's own. */
   relayAnswers(handle: number): number
   detachRelay(handle: number): void
+  /** The relay that a former daemon attached, by the descriptors of its link and of the map of its answers, which are owned from now on; returns a handle. */
+  adoptRelay(link: number, answers: number): number
+  /** What goes on counting while it is open, by name: "map NAME", "link PROGRAM", "relay HANDLE". The descriptors stay the probes'. */
+  keepable(): Record<string, number>
+  /** Cells that are known, by cgroup id; after `load`, those of a former daemon. */
+  inherited(): bigint[]
   close(): void
 }
 
@@ -224,8 +245,12 @@ export type SeccompPlan = {
 }
 
 export interface NativeAddon {
-  /** Starts the small spawner process. `onExit` is called once for each reserved cell that no call is waiting for, after its last process is gone. */
-  Spawner: new (spawnerPath: string, initPath: string, onExit: (exit: CellExit) => void) => NativeSpawner
+  /**
+   * Starts the small spawner process. `onExit` is called once for each reserved cell that no call is waiting for, after its last
+   * process is gone; `onEnd` if the spawner ends by itself. At `nextPath` it waits for the next daemon, if this one dies and cells
+   * are held. With null as the first argument, the second is such a path, and the spawner there is taken over.
+   */
+  Spawner: new (spawnerPath: string | null, initPath: string, onExit: (exit: CellExit) => void, onEnd?: () => void, nextPath?: string) => NativeSpawner
   /** A SOCK_SEQPACKET server; `onMessage` owns `fds`. Messages above 256 KiB and more than 8 descriptors are refused. */
   Control: new (path: string, mode: number, gid: number,
     onMessage: (connection: number, peer: PeerCredentials, message: Buffer, fds: number[]) => void,
@@ -238,9 +263,10 @@ export interface NativeAddon {
     onHeard: (flow: number, bytesIn: number, bytes: Buffer | null) => void) => NativeRelay
   /**
    * `onBatch`: one Buffer per wake-up, records as in bpf/events.h back to back. `level`: depth of cells' cgroups below the
-   * v2 root; they are direct children of `parentCgroup`. `ringBytes`: a power of two; the objects' own size if left out.
+   * v2 root; they are direct children of `parentCgroup`. `ringBytes`: a power of two; the objects' own size if left out. `kept`: what `keepable`
+   * told of a former daemon's probes, as descriptors that are owned from now on.
    */
-  Probes: new (objectDir: string, level: number, parentCgroup: string, onBatch: (events: Buffer) => void, ringBytes?: number) => NativeProbes
+  Probes: new (objectDir: string, level: number, parentCgroup: string, onBatch: (events: Buffer) => void, ringBytes?: number, kept?: Record<string, number>) => NativeProbes
   /**
    * `onFlow` must be answered with `rule`; `onEnd` is called for each flow that was told, `onRemoved` last, with the number of
    * datagrams that came too fast to be ruled on. `flows`: of one cell at once; beyond it the one that was silent longest ends.
@@ -262,6 +288,10 @@ export interface NativeAddon {
   /** An extended attribute of what a descriptor is of; null: none of that name. */
   attributeOf(fd: number, name: string): string | null
   setAttribute(fd: number, name: string, text: string): void
+  /** A descriptor of memory that can be written and read like a file (memfd_create(2)). */
+  makeMemory(name: string): number
+  /** Takes an exclusive lock on a file, made if need be; null: another process has it. Held until the descriptor is closed. */
+  lockFile(path: string): number | null
   /** openat2 under `dirfd` with RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS; returns a descriptor. */
   openBeneath(dirfd: number, path: string, flags: number, mode: number): number
 }

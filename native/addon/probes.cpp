@@ -23,7 +23,7 @@ constexpr size_t kBatchBytes = 256 * 1024;
 constexpr size_t kBatchesAhead = 64;
 
 const char* const kObjects[] = {"syscalls", "process", "files", "lsm", "network", "relay"};
-const char* const kSharedMaps[] = {"cells", "events", "counters", "seen", "tasks"};
+const char* const kSharedMaps[] = {"cells", "events", "counters", "seen", "tasks", "syscall_counts", "exec_held", "exec_allowed"};
 const char* const kKindNames[AMBIT_KIND_COUNT] = {
     "", "exec", "exec.failed", "fork", "exit", "file", "file.failed", "connect", "syscall.refused", "tls", "syscalls", "fork.failed"};
 
@@ -157,6 +157,7 @@ void Probes::Register(Napi::Env env, Napi::Object exports) {
     InstanceMethod<&Probes::AddCell>("addCell"), InstanceMethod<&Probes::ReadCell>("readCell"), InstanceMethod<&Probes::RemoveCell>("removeCell"),
     InstanceMethod<&Probes::HoldPrograms>("holdPrograms"), InstanceMethod<&Probes::Flush>("flush"), InstanceMethod<&Probes::AttachTls>("attachTls"), InstanceMethod<&Probes::DetachTls>("detachTls"),
     InstanceMethod<&Probes::AttachRelay>("attachRelay"), InstanceMethod<&Probes::RelayAnswers>("relayAnswers"), InstanceMethod<&Probes::DetachRelay>("detachRelay"), InstanceMethod<&Probes::Close>("close"),
+    InstanceMethod<&Probes::Keepable>("keepable"), InstanceMethod<&Probes::Inherited>("inherited"), InstanceMethod<&Probes::AdoptRelay>("adoptRelay"),
   }));
 }
 
@@ -170,6 +171,7 @@ Probes::Probes(const Napi::CallbackInfo& info)
   Napi::Env env = info.Env();
   if (!info[3].IsFunction()) throw Napi::TypeError::New(env, "onBatch must be a function");
   if (info[4].IsNumber()) ring_bytes_ = NumberArgument(info, 4, "ringBytes");
+  if (info.Length() > 5 && info[5].IsObject()) Inherit(info[5].As<Napi::Object>());
   parent_fd_ = ambit::Fd(open(parent_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!parent_fd_) ThrowErrno(env, "open the cells' cgroup", errno);
   parent_id_ = ParentId(parent_fd_.get(), level_);
@@ -206,7 +208,7 @@ int Probes::ShareMaps(bpf_object* object) {
   for (const char* name : kSharedMaps) {
     bpf_map* map = bpf_object__find_map_by_name(object, name);
     if (map == nullptr) continue;
-    if (strcmp(name, "events") == 0 && ring_bytes_ != 0) {
+    if (strcmp(name, "events") == 0 && ring_bytes_ != 0 && shared_.count(name) == 0) {
       if (int error = bpf_map__set_max_entries(map, ring_bytes_)) return error;
     }
     auto known = shared_.find(name);
@@ -277,9 +279,72 @@ Napi::Value Probes::Load(const Napi::CallbackInfo& info) {
     if (counts == MAP_FAILED) ThrowErrno(env, "map the syscall sets", errno);
     counts_ = static_cast<ambit_count*>(counts);
   }
+  if (int error = InheritCells()) ThrowErrno(env, "read which cells there are", -error);
   if (int error = StartRing()) ThrowErrno(env, "read the ring", -error);
   loaded_ = true;
   return Report(env);
+}
+
+// Maps and links of a former daemon, by the names that `Keepable` gave them.
+void Probes::Inherit(const Napi::Object& kept) {
+  const Napi::Array names = kept.GetPropertyNames();
+  for (uint32_t i = 0; i < names.Length(); i++) {
+    const std::string name = names.Get(i).As<Napi::String>();
+    ambit::Fd fd(kept.Get(name).As<Napi::Number>().Int32Value());
+    if (name.starts_with("map ")) shared_[name.substr(4)] = std::move(fd);
+    if (name.starts_with("link ")) inherited_[name.substr(5)] = std::move(fd);
+  }
+}
+
+int Probes::InheritCells() {
+  auto cells = shared_.find("cells");
+  if (cells == shared_.end()) return 0;
+  uint64_t id = 0;
+  for (const uint64_t* from = nullptr; bpf_map_get_next_key(cells->second.get(), from, &id) == 0; from = &id) {
+    struct { uint32_t init, slot; } value;
+    if (bpf_map_lookup_elem(cells->second.get(), &id, &value) != 0) continue;
+    if (value.slot >= AMBIT_SLOTS || slots_[value.slot]) return -EPROTO;
+    slots_[value.slot] = true;
+    cells_[id] = value.slot;
+    delivered_[id] = Kinds{};
+  }
+  auto allowed = shared_.find("exec_allowed");
+  ExecKey key = {};
+  for (const ExecKey* from = nullptr; allowed != shared_.end() && bpf_map_get_next_key(allowed->second.get(), from, &key) == 0; from = &key) {
+    if (cells_.count(key.cell) != 0) held_[key.cell].push_back(key);
+  }
+  return 0;
+}
+
+// What keeps counting while it is open, whoever holds it. The descriptors stay this object's.
+Napi::Value Probes::Keepable(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  MustBeLoaded(env);
+  Napi::Object kept = Napi::Object::New(env);
+  for (auto& [name, fd] : shared_) kept.Set("map " + name, fd.get());
+  for (auto& [name, link] : links_) kept.Set("link " + name, bpf_link__fd(link.get()));
+  for (auto& [name, fd] : inherited_) kept.Set("link " + name, fd.get());
+  for (auto& [handle, relay] : relays_) kept.Set("relay " + std::to_string(handle), relay.link.get());
+  return kept;
+}
+
+Napi::Value Probes::Inherited(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  MustBeLoaded(env);
+  Napi::Array list = Napi::Array::New(env);
+  for (auto& [id, slot] : cells_) list[list.Length()] = Napi::BigInt::New(env, id);
+  return list;
+}
+
+// The link holds its program, and that its map.
+Napi::Value Probes::AdoptRelay(const Napi::CallbackInfo& info) {
+  MustBeLoaded(info.Env());
+  Relay relay;
+  relay.link = ambit::Fd(static_cast<int>(NumberArgument(info, 0, "link")));
+  relay.answers = ambit::Fd(static_cast<int>(NumberArgument(info, 1, "answers")));
+  uint32_t handle = next_relay_++;
+  relays_.emplace(handle, std::move(relay));
+  return Napi::Number::New(info.Env(), handle);
 }
 
 // Before the first attach: what loaded can attach, and `attach` will tell.
@@ -335,7 +400,7 @@ Napi::Value Probes::Attach(const Napi::CallbackInfo& info) {
   for (const Hook& hook : kHooks) {
     bpf_object* object = objects_.at(hook.object).object.get();
     // The relay is attached to each cell's own namespace.
-    if (object == nullptr || links_.count(hook.program) != 0 || strcmp(hook.object, "relay") == 0) continue;
+    if (object == nullptr || links_.count(hook.program) != 0 || inherited_.count(hook.program) != 0 || strcmp(hook.object, "relay") == 0) continue;
     LogCatcher log;
     bpf_program* program = bpf_object__find_program_by_name(object, hook.program);
     bpf_link* link = strcmp(hook.object, "network") == 0 ? bpf_program__attach_cgroup(program, parent_fd_.get()) : bpf_program__attach(program);
@@ -362,6 +427,7 @@ Napi::Value Probes::Attach(const Napi::CallbackInfo& info) {
 void Probes::Detach(const Napi::CallbackInfo& info) {
   MustBeLoaded(info.Env());
   links_.clear();
+  inherited_.clear();
   attached_ = false;
 }
 
@@ -413,7 +479,7 @@ Napi::Value Probes::HoldPrograms(const Napi::CallbackInfo& info) {
   auto programs = info[1].As<Napi::BigUint64Array>();
   if (programs.ElementLength() % 3 != 0) throw Napi::TypeError::New(env, "programs must be triples");
   if (cells_.count(id) == 0) ThrowErrno(env, "hold the programs of a cell that is not there", ENOENT);
-  if (links_.count("lsm_exec") == 0) return Napi::Boolean::New(env, false);
+  if (links_.count("lsm_exec") == 0 && inherited_.count("lsm_exec") == 0) return Napi::Boolean::New(env, false);
   if (held_.count(id) != 0) ThrowErrno(env, "hold the programs of a cell a second time", EEXIST);
   std::vector<ExecKey>& keys = held_[id];
   for (size_t at = 0; at < programs.ElementLength(); at += 3) {
@@ -702,6 +768,7 @@ void Probes::CloseAll() {
   if (write(wake_.get(), &one, sizeof one) < 0) stop_ = true;
   if (reader_.joinable()) reader_.join();
   links_.clear();
+  inherited_.clear();
   relays_.clear();
   tls_.reset();
   if (ring_ != nullptr) ring_buffer__free(ring_);

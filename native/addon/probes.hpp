@@ -55,12 +55,17 @@ class Probes : public Napi::ObjectWrap<Probes> {
   Napi::Value RelayAnswers(const Napi::CallbackInfo& info);
   void DetachRelay(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
+  Napi::Value Keepable(const Napi::CallbackInfo& info);
+  Napi::Value Inherited(const Napi::CallbackInfo& info);
+  Napi::Value AdoptRelay(const Napi::CallbackInfo& info);
 
   void MustBeOpen(Napi::Env env) const;
   void MustBeLoaded(Napi::Env env) const;
   std::string LoadObject(const char* name, ObjectPtr* out);
   int ShareMaps(bpf_object* object);
   int KeepMaps(bpf_object* object);
+  void Inherit(const Napi::Object& kept);
+  int InheritCells();
   int StartRing();
   Napi::Array Report(Napi::Env env) const;
   bool InPlace(const char* object, const char* program) const;
@@ -86,6 +91,7 @@ class Probes : public Napi::ObjectWrap<Probes> {
   std::map<std::string, Loaded> objects_;
   std::map<std::string, ambit::Fd> shared_;
   std::map<std::string, LinkPtr> links_;        // by program
+  std::map<std::string, ambit::Fd> inherited_;  // links of a former daemon, by program: they go with its last cell
   std::map<std::string, std::string> refused_;  // program → why it is not attached
   ambit::Fd parent_fd_;
 

@@ -5,6 +5,7 @@
 #include <spawn.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cstring>
@@ -12,6 +13,7 @@
 #include "common/failure.hpp"
 #include "common/packet.hpp"
 #include "common/plan.hpp"
+#include "common/unix-address.hpp"
 #include "launch-plan.hpp"
 
 #ifndef MFD_NOEXEC_SEAL  // Linux 6.3
@@ -35,7 +37,7 @@ static Napi::Error MakeError(Napi::Env env, const std::string& step, int error) 
   return made;
 }
 
-static pid_t Start(Napi::Env env, const std::string& spawner, const std::string& init, int socket) {
+static pid_t Start(Napi::Env env, const std::string& spawner, const std::string& init, int socket, int next) {
   posix_spawn_file_actions_t actions;
   posix_spawnattr_t attributes;
   posix_spawn_file_actions_init(&actions);
@@ -43,6 +45,7 @@ static pid_t Start(Napi::Env env, const std::string& spawner, const std::string&
   posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
   posix_spawn_file_actions_adddup2(&actions, socket, 3);
+  if (next >= 0) posix_spawn_file_actions_adddup2(&actions, next, 4);
   sigset_t none, all;
   sigemptyset(&none);
   sigfillset(&all);
@@ -50,8 +53,8 @@ static pid_t Start(Napi::Env env, const std::string& spawner, const std::string&
   posix_spawnattr_setsigdefault(&attributes, &all);
   // A session of its own: Ctrl-C in the daemon's terminal is the daemon's to handle.
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSID);
-  std::string parent = std::to_string(getpid()), name = "ambit-spawner", image = init;
-  char* argv[] = {name.data(), image.data(), parent.data(), nullptr};
+  std::string parent = std::to_string(getpid()), name = "ambit-spawner", image = init, said = "next";
+  char* argv[] = {name.data(), image.data(), parent.data(), next >= 0 ? said.data() : nullptr, nullptr};
   char* environment[] = {nullptr};
   pid_t pid = -1;
   int error = posix_spawn(&pid, spawner.c_str(), &actions, &attributes, argv, environment);
@@ -65,22 +68,57 @@ Napi::Function Spawner::Define(Napi::Env env) {
   return DefineClass(env, "Spawner", {
     InstanceMethod<&Spawner::Reserve>("reserve"), InstanceMethod<&Spawner::Prepare>("prepare"), InstanceMethod<&Spawner::Go>("go"),
     InstanceMethod<&Spawner::Signal>("signal"), InstanceMethod<&Spawner::Close>("close"),
+    InstanceMethod<&Spawner::Hold>("hold"), InstanceMethod<&Spawner::Keep>("keep"), InstanceMethod<&Spawner::Taken>("taken"),
   });
+}
+
+// A socket that waits where only root gets in: the folder's mode is the caller's matter. What lies there is of a daemon that died.
+static Fd ListenAt(Napi::Env env, const std::string& path) {
+  UnixAddress address;
+  if (int error = address.Set(path)) ThrowErrno(env, "name the socket for the next daemon", error);
+  Fd listener(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (!listener) ThrowErrno(env, "make the socket for the next daemon", errno);
+  unlink(path.c_str());
+  fchmod(listener.get(), 0600);
+  if (bind(listener.get(), address.get(), address.size()) < 0 || listen(listener.get(), 8) < 0) ThrowErrno(env, "listen for the next daemon", errno);
+  return listener;
+}
+
+static Fd ConnectTo(Napi::Env env, const std::string& path) {
+  UnixAddress address;
+  if (int error = address.Set(path)) ThrowErrno(env, "name the former daemon's spawner", error);
+  Fd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (!fd || connect(fd.get(), address.get(), address.size()) < 0) ThrowErrno(env, "reach the former daemon's spawner", errno);
+  return fd;
 }
 
 Spawner::Spawner(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Spawner>(info) {
   Napi::Env env = info.Env();
-  if (info.Length() < 3 || !info[0].IsString() || !info[1].IsString() || !info[2].IsFunction()) throw Napi::TypeError::New(env, "new Spawner(spawnerPath, initPath, onExit)");
+  const bool take = info.Length() > 1 && info[0].IsNull();
+  if (info.Length() < 3 || !(take || info[0].IsString()) || !info[1].IsString() || !info[2].IsFunction()) throw Napi::TypeError::New(env, "new Spawner(spawnerPath, initPath, onExit)");
+  on_exit_ = Napi::Persistent(info[2].As<Napi::Function>());
+  if (info.Length() > 3 && info[3].IsFunction()) on_end_ = Napi::Persistent(info[3].As<Napi::Function>());
+  if (take) {
+    socket_ = ConnectTo(env, info[1].As<Napi::String>());
+    taking_ = std::make_unique<Napi::Promise::Deferred>(Napi::Promise::Deferred::New(env));
+    Napi::Object taken = Napi::Object::New(env);
+    for (const char* list : {"cells", "ended", "kept"}) taken.Set(list, Napi::Array::New(env));
+    taken_ = Napi::Persistent(taken);
+    Listen(env, -1);
+    return;
+  }
   std::string spawner = info[0].As<Napi::String>(), init = info[1].As<Napi::String>();
   if (access(init.c_str(), R_OK) < 0) ThrowErrno(env, "open ambit-init", errno);
-  on_exit_ = Napi::Persistent(info[2].As<Napi::Function>());
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) ThrowErrno(env, "make the socket to ambit-spawner", errno);
   socket_ = Fd(ends[0]);
-  Fd theirs(ends[1]);
-  pid_t pid = Start(env, spawner, init, theirs.get());
-  theirs.Reset();
+  Fd theirs(ends[1]), next;
+  if (info.Length() > 4 && info[4].IsString()) next = ListenAt(env, info[4].As<Napi::String>());
+  Listen(env, Start(env, spawner, init, theirs.get(), next.get()));
+}
 
+// `pid`: the spawner, if it is a child of this process.
+void Spawner::Listen(Napi::Env env, pid_t pid) {
   auto function = Napi::ThreadSafeFunction::New(env, Napi::Function(), "ambit-spawner", 0, 1);
   // Until its end was heard; then nothing refers to this object any more.
   Ref();
@@ -103,7 +141,7 @@ Spawner::Spawner(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Spawner>(inf
       if (heard->message.tell == kExited) alive.erase(id);
       hand(heard.release());
     }
-    while (waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {}
+    while (pid > 0 && waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {}
     // A spawner that died took its cells with it: each one's end is awaited, and told.
     for (auto& [id, pidfd] : alive) {
       struct pollfd gone = {pidfd.get(), POLLIN, 0};
@@ -223,6 +261,25 @@ void Spawner::Signal(const Napi::CallbackInfo& info) {
   Send(env, ask, {}, "signal the command");
 }
 
+void Spawner::Hold(const Napi::CallbackInfo& info) {
+  AskMessage ask = {kHold};
+  CopyText(ask.id, info[0].ToString().Utf8Value());
+  ask.deadline = info[1].ToNumber().Int64Value();
+  Send(info.Env(), ask, {}, "hold a cell");
+}
+
+void Spawner::Keep(const Napi::CallbackInfo& info) {
+  AskMessage ask = {kKeep};
+  CopyText(ask.id, info[0].ToString().Utf8Value());
+  CopyText(ask.name, info[1].ToString().Utf8Value());
+  Send(info.Env(), ask, {info[2].ToNumber().Int32Value()}, "keep a descriptor");
+}
+
+Napi::Value Spawner::Taken(const Napi::CallbackInfo& info) {
+  if (!taking_) ThrowErrno(info.Env(), "take cells over: this is a spawner of one's own", EINVAL);
+  return taking_->Promise();
+}
+
 void Spawner::Close(const Napi::CallbackInfo&) {
   closed_ = true;
   // The spawner reads the end of its stream, kills what is left and tells each end before its own.
@@ -235,23 +292,83 @@ Napi::Promise::Deferred Spawner::Take(Cell& cell) {
   return deferred;
 }
 
+static Napi::Object CellOf(Napi::Env env, const TellMessage& message, std::vector<Fd>& fds) {
+  Napi::Object cell = Napi::Object::New(env);
+  cell.Set("pid", message.pid);
+  cell.Set("pidfd", fds[0].Release());
+  cell.Set("netns", fds[1].Release());
+  size_t at = 2;
+  const char* names[kSocketCount] = {"relay4", "relay6", "dnsUdp4", "dnsUdp6", "dnsTcp4", "dnsTcp6", "udp4", "udp6"};
+  for (int i = 0; i < kSocketCount; i++) cell.Set(names[i], (message.sockets >> i & 1) != 0 ? fds[at++].Release() : -1);
+  return cell;
+}
+
+static Napi::Object ExitOf(Napi::Env env, const TellMessage& message) {
+  std::string id(TextOf(message.id)), step(TextOf(message.step));
+  Napi::Object exit = Napi::Object::New(env);
+  exit.Set("id", id);
+  bool failed = message.error != 0;
+  exit.Set("code", !failed && WIFEXITED(message.status) ? Napi::Number::New(env, WEXITSTATUS(message.status)) : env.Null());
+  exit.Set("signal", !failed && WIFSIGNALED(message.status) ? Napi::Number::New(env, WTERMSIG(message.status)) : env.Null());
+  if (failed) {
+    Napi::Object failure = Napi::Object::New(env);
+    failure.Set("step", step);
+    failure.Set("errno", message.error);
+    exit.Set("failed", failure);
+  } else {
+    exit.Set("failed", env.Null());
+  }
+  exit.Set("userUs", static_cast<double>(message.user_us));
+  exit.Set("systemUs", static_cast<double>(message.system_us));
+  exit.Set("maxRssKiB", static_cast<double>(message.max_rss_kib));
+  exit.Set("timeOver", message.time_over != 0);
+  return exit;
+}
+
+// One message of what a former daemon's spawner hands over.
+void Spawner::HearGiven(Napi::Env env, Heard& heard) {
+  const TellMessage& message = heard.message;
+  std::string id(TextOf(message.id));
+  Napi::Object taken = taken_.Value();
+  auto add = [&](const char* list, Napi::Object what) {
+    Napi::Array to = taken.Get(list).As<Napi::Array>();
+    to[to.Length()] = what;
+  };
+  if (message.tell == kReserved && heard.fds.size() == 2 + static_cast<size_t>(__builtin_popcount(message.sockets))) {
+    Napi::Object cell = CellOf(env, message, heard.fds);
+    cell.Set("id", id);
+    Cell& known = cells_[id];
+    known.reserved = known.planned = known.prepared = true;
+    add("cells", cell);
+  } else if (message.tell == kExited) {
+    cells_.erase(id);
+    add("ended", ExitOf(env, message));
+  } else if (message.tell == kKept && heard.fds.size() == 1) {
+    Napi::Object kept = Napi::Object::New(env);
+    kept.Set("id", id);
+    kept.Set("name", std::string(TextOf(message.step)));
+    kept.Set("fd", heard.fds[0].Release());
+    add("kept", kept);
+  } else if (message.tell == kGiven) {
+    auto taking = std::move(taking_);
+    if (message.status == kProtocol) taking->Resolve(taken);
+    else taking->Reject(MakeError(env, "understand the former daemon's spawner", EPROTO).Value());
+    taken_.Reset();
+  }
+}
+
 void Spawner::Hear(Napi::Env env, Heard& heard) {
   Napi::HandleScope scope(env);
   if (heard.end) return Ended(env);
   const TellMessage& message = heard.message;
+  if (taking_) return HearGiven(env, heard);
   std::string id(TextOf(message.id)), step(TextOf(message.step));
   auto found = cells_.find(id);
   if (found == cells_.end()) return;
   Cell& cell = found->second;
   if (message.tell == kReserved) {
     if (cell.reserved || !cell.waiting || heard.fds.size() != 2 + static_cast<size_t>(__builtin_popcount(message.sockets))) return;
-    Napi::Object reserved = Napi::Object::New(env);
-    reserved.Set("pid", message.pid);
-    reserved.Set("pidfd", heard.fds[0].Release());
-    reserved.Set("netns", heard.fds[1].Release());
-    size_t at = 2;
-    const char* names[kSocketCount] = {"relay4", "relay6", "dnsUdp4", "dnsUdp6", "dnsTcp4", "dnsTcp6", "udp4", "udp6"};
-    for (int i = 0; i < kSocketCount; i++) reserved.Set(names[i], (message.sockets >> i & 1) != 0 ? heard.fds[at++].Release() : -1);
+    Napi::Object reserved = CellOf(env, message, heard.fds);
     cell.reserved = true;
     Take(cell).Resolve(reserved);
     return;
@@ -270,31 +387,21 @@ void Spawner::Hear(Napi::Env env, Heard& heard) {
     Take(ended).Reject(MakeError(env, step, message.error).Value());
     return;
   }
-  Napi::Object exit = Napi::Object::New(env);
-  exit.Set("id", id);
-  bool failed = message.error != 0;
-  exit.Set("code", !failed && WIFEXITED(message.status) ? Napi::Number::New(env, WEXITSTATUS(message.status)) : env.Null());
-  exit.Set("signal", !failed && WIFSIGNALED(message.status) ? Napi::Number::New(env, WTERMSIG(message.status)) : env.Null());
-  if (failed) {
-    Napi::Object failure = Napi::Object::New(env);
-    failure.Set("step", step);
-    failure.Set("errno", message.error);
-    exit.Set("failed", failure);
-  } else {
-    exit.Set("failed", env.Null());
-  }
-  exit.Set("userUs", static_cast<double>(message.user_us));
-  exit.Set("systemUs", static_cast<double>(message.system_us));
-  exit.Set("maxRssKiB", static_cast<double>(message.max_rss_kib));
-  on_exit_.Call({exit});
+  on_exit_.Call({ExitOf(env, message)});
 }
 
 void Spawner::Ended(Napi::Env env) {
+  const bool lost = !closed_;
   closed_ = true;
   socket_.Reset();
+  if (taking_) {
+    auto taking = std::move(taking_);
+    taking->Reject(MakeError(env, "take the former daemon's cells over: its spawner ended", ECHILD).Value());
+  }
   auto left = std::move(cells_);
   cells_.clear();
   for (auto& [id, cell] : left) if (cell.waiting) cell.waiting->Reject(MakeError(env, "keep ambit-spawner running: it was killed or ended", ECHILD).Value());
+  if (lost && !on_end_.IsEmpty()) on_end_.Call({});
   Unref();
 }
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small questions to the kernel and to libseccomp: buildSeccomp, syscallName, syscallNumber, landlockAbi, openBeneath.
+// Small questions to the kernel and to libseccomp: buildSeccomp, syscallName, syscallNumber, landlockAbi, makeMemory, lockFile, openBeneath.
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/openat2.h>
 #include <linux/seccomp.h>
 #include <seccomp.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -354,6 +355,25 @@ Napi::Value LandlockAbi(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), abi < 0 ? 0 : abi);
 }
 
+// Memory with a descriptor: it lives as long as anybody holds one.
+Napi::Value MakeMemory(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  ambit::Fd fd(memfd_create(info[0].ToString().Utf8Value().c_str(), MFD_CLOEXEC));
+  if (!fd) ThrowErrno(env, "make memory to keep", errno);
+  return Napi::Number::New(env, fd.Release());
+}
+
+// Null: somebody else holds the lock. It is let go with the descriptor, so also by death (flock(2)).
+Napi::Value LockFile(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsString()) throw Napi::TypeError::New(env, "lockFile(path)");
+  ambit::Fd fd(open(info[0].As<Napi::String>().Utf8Value().c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd) ThrowErrno(env, "open the lock", errno);
+  if (flock(fd.get(), LOCK_EX | LOCK_NB) == 0) return Napi::Number::New(env, fd.Release());
+  if (errno != EWOULDBLOCK) ThrowErrno(env, "take the lock", errno);
+  return env.Null();
+}
+
 // openBeneath(dirfd, path, flags, mode): a descriptor, always close-on-exec, of what lies below `dirfd`.
 Napi::Value OpenBeneath(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -429,5 +449,7 @@ void RegisterSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("descriptorKind", Napi::Function::New(env, DescriptorKind, "descriptorKind"));
   exports.Set("attributeOf", Napi::Function::New(env, AttributeOf, "attributeOf"));
   exports.Set("setAttribute", Napi::Function::New(env, SetAttribute, "setAttribute"));
+  exports.Set("makeMemory", Napi::Function::New(env, MakeMemory, "makeMemory"));
+  exports.Set("lockFile", Napi::Function::New(env, LockFile, "lockFile"));
   exports.Set("openBeneath", Napi::Function::New(env, OpenBeneath, "openBeneath"));
 }

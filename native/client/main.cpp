@@ -90,7 +90,7 @@ int Run(const Options& options) {
     descriptors.push_back(evidence.get());
   }
   Fd daemon = Ask(options, request, descriptors);
-  int status = Follow(options, daemon, signals);
+  int status = Follow(options, std::move(daemon), signals, options.evidence.empty() ? -1 : evidence.get());
   if (!options.evidence.empty()) evidence.Confirm();
   return status;
 }

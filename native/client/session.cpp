@@ -141,7 +141,8 @@ Fd Ask(const Options& options, const std::string& request, const std::vector<int
   iovec vector{const_cast<char*>(request.data()), request.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kMaxPassed)] = {};
   msghdr header{.msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = CMSG_SPACE(sizeof(int) * descriptors.size())};
-  cmsghdr* part = CMSG_FIRSTHDR(&header);
+  if (descriptors.empty()) header.msg_controllen = 0;
+  cmsghdr* part = descriptors.empty() ? reinterpret_cast<cmsghdr*>(control) : CMSG_FIRSTHDR(&header);
   part->cmsg_level = SOL_SOCKET;
   part->cmsg_type = SCM_RIGHTS;
   part->cmsg_len = CMSG_LEN(sizeof(int) * descriptors.size());
@@ -152,8 +153,44 @@ Fd Ask(const Options& options, const std::string& request, const std::vector<int
   return daemon;
 }
 
-int Follow(const Options& options, const Fd& daemon, const Fd& signals) {
-  bool started = false;
+namespace {
+
+// How long a cell that outlives its daemon is waited for, and how often the next daemon is looked for.
+constexpr int kReturnMs = 5 * 60 * 1000;
+constexpr int kLookMs = 200;
+
+// Connects to the next daemon, asked for the cell; none if it did not come in time. A signal that comes twice ends the waiting.
+Fd AskAgain(const Options& options, const std::string& cell, int evidence, const Fd& signals, std::set<int>* early, int* ended) {
+  Say(STDERR_FILENO, "ambit: the daemon went away; the cell goes on without it. Waiting up to " + std::to_string(kReturnMs / 60000) + " minutes for its return\n");
+  std::string request = "{\"op\":\"resume\",\"cell\":";
+  AppendString(request, cell);
+  request += evidence < 0 ? ",\"evidence\":false}" : ",\"evidence\":true}";
+  for (int waited = 0; waited < kReturnMs; waited += kLookMs) {
+    pollfd watched = {signals.get(), POLLIN, 0};
+    poll(&watched, 1, kLookMs);
+    signalfd_siginfo info;
+    while (watched.revents != 0 && read(signals.get(), &info, sizeof info) == sizeof info) {
+      int signal = static_cast<int>(info.ssi_signo);
+      if (signal == SIGWINCH) continue;
+      if (!early->insert(signal).second) {
+        *ended = 128 + signal;
+        return Fd();
+      }
+    }
+    try {
+      return Ask(options, request, evidence < 0 ? std::vector<int>{} : std::vector<int>{evidence});
+    } catch (const Failure&) {
+      // Not yet.
+    }
+  }
+  return Fd();
+}
+
+}  // namespace
+
+int Follow(const Options& options, Fd daemon, const Fd& signals, int evidence) {
+  bool started = false, lasts = false;
+  std::string cell;
   std::set<int> early;
   std::vector<char> buffer(kMaxMessage);
   for (;;) {
@@ -173,6 +210,15 @@ int Follow(const Options& options, const Fd& daemon, const Fd& signals) {
     if (watched[0].revents == 0) continue;
     ssize_t size = recv(daemon.get(), buffer.data(), buffer.size(), 0);
     if (size < 0 && errno == EINTR) continue;
+    if (size <= 0 && lasts) {
+      started = false;
+      early.clear();
+      int ended = 0;
+      daemon = AskAgain(options, cell, evidence, signals, &early, &ended);
+      if (ended != 0) return ended;
+      if (!daemon) throw Failure{kExitCellFailed, "", "follow the cell to its end", "no daemon came back for it", "the cell ends with its time at the latest; its evidence is at the daemon, unsealed"};
+      continue;
+    }
     if (size <= 0) {
       throw started ? DaemonGone("the daemon went away") : Failure{kExitCellFailed, "", "build the cell", "the daemon went away without an answer", "the daemon's log tells more"};
     }
@@ -181,6 +227,8 @@ int Follow(const Options& options, const Fd& daemon, const Fd& signals) {
     const std::string type = reply.Text("type");
     if (type == "started") {
       started = true;
+      lasts = reply.Text("lasts") == "yes";
+      cell = reply.Text("cell");
       for (int signal : early) PassOn(daemon, signal);
     }
     if (type == "error") {

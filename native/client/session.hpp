@@ -17,7 +17,8 @@ std::string RunRequest(const Options& options, const std::string& contract, cons
 // Connects and sends the request with its descriptors. Throws Failure.
 Fd Ask(const Options& options, const std::string& request, const std::vector<int>& descriptors);
 
-// Follows the cell to its end, passing signals on, and returns the exit status. Throws Failure.
-int Follow(const Options& options, const Fd& daemon, const Fd& signals);
+// Follows the cell to its end, passing signals on, and returns the exit status. A cell that outlives its daemon is asked for at the
+// next one; `evidence` is the directory for the bundle, -1 if none is wanted. Throws Failure.
+int Follow(const Options& options, Fd daemon, const Fd& signals, int evidence);
 
 }  // namespace ambit

@@ -15,9 +15,15 @@ constexpr uint32_t kMaxPlanSize = 8 * 1024 * 1024;
 // The listening sockets of a cell, in the order in which they are sent. A host without IPv6 lacks every second one.
 enum ListeningSocket : int { kRelay4, kRelay6, kDnsUdp4, kDnsUdp6, kDnsTcp4, kDnsTcp6, kUdp4, kUdp6, kSocketCount };
 
+// Changes with every struct here: a daemon takes cells back only from a spawner that speaks the same.
+constexpr int32_t kProtocol = 1;
+constexpr int kNameSize = 64;
+
 // addon → spawner. kReserve comes with the v2 cgroup's folder and the `tasks` file of each v1 one; kPrepare with the plan's
-// memfd, stdin, stdout, stderr, then the binds' descriptors.
-enum Ask : uint32_t { kReserve = 1, kPrepare = 2, kGo = 3, kSignal = 4, kSignalAll = 5 };
+// memfd, stdin, stdout, stderr, then the binds' descriptors. kHold: the cell outlives the daemon, until `deadline`. kKeep comes
+// with one descriptor, which the next daemon gets back under its name: it is closed with the cell or, with no id, with the last
+// cell that is held.
+enum Ask : uint32_t { kReserve = 1, kPrepare = 2, kGo = 3, kSignal = 4, kSignalAll = 5, kHold = 6, kKeep = 7 };
 constexpr int kPlanDescriptors = 4;
 constexpr size_t kMaxV1Groups = 32;
 struct AskMessage {
@@ -25,11 +31,14 @@ struct AskMessage {
   char id[kIdSize];
   int32_t signal;
   uint32_t base, count;  // kReserve: host ids of the cell
+  char name[kNameSize];
+  int64_t deadline;      // milliseconds since boot (CLOCK_BOOTTIME)
 };
 
 // spawner → addon. kReserved comes with pidfd, netns and the sockets whose bit is set. kRefused: it was never reserved.
-// Whatever ends a cell after that is told by kExited, once.
-enum Tell : uint32_t { kReserved = 1, kPrepared = 2, kRefused = 3, kExited = 4 };
+// Whatever ends a cell after that is told by kExited, once. To a daemon that takes over: kReserved for each cell that is there,
+// kExited for each that ended meanwhile, kKept with each descriptor (its name in `step`), then kGiven with the protocol in `status`.
+enum Tell : uint32_t { kReserved = 1, kPrepared = 2, kRefused = 3, kExited = 4, kKept = 5, kGiven = 6 };
 struct TellMessage {
   uint32_t tell;
   char id[kIdSize];
@@ -40,6 +49,7 @@ struct TellMessage {
   uint32_t unheld;   // kPrepared: trees to be read whose sockets can be connected to all the same
   char step[kStepSize];
   uint64_t user_us, system_us, max_rss_kib;
+  uint32_t time_over, reserved;  // kExited: the spawner ended it, since no daemon was there to do so
 };
 
 // spawner → init. kStart once the ids are mapped, read before init is executed; kPlan with the plan's memfd, stdin, stdout

@@ -46,6 +46,10 @@ Cells::Cell* Cells::Find(std::string_view id) {
 }
 
 void Cells::Tell(const TellMessage& message, const std::vector<int>& fds) {
+  if (orphaned_) {
+    if (message.tell == kExited) ends_.push_back(message);
+    return;
+  }
   // The addon is gone if this fails; the end of its stream is noticed next.
   SendPacket(addon_, &message, sizeof message, fds);
 }
@@ -54,9 +58,11 @@ void Cells::Take(const AskMessage& ask, std::vector<Fd> fds) {
   std::string id(TextOf(ask.id));
   if (ask.ask == kReserve) return Reserve(ask, std::move(fds));
   Cell* cell = Find(id);
+  if (ask.ask == kKeep && (id.empty() || cell != nullptr)) return Keep(id, TextOf(ask.name), std::move(fds));
   if (cell == nullptr || !cell->reserved) return;
   if (ask.ask == kPrepare && !cell->planned) return Prepare(*cell, std::move(fds));
   if (!cell->prepared) return;
+  if (ask.ask == kHold) Hold(*cell, ask.deadline);
   if (ask.ask == kGo && !cell->running) {
     cell->running = true;
     Order(*cell, kRun, 0);
@@ -152,16 +158,21 @@ void Cells::Order(Cell& cell, uint32_t order, int signal) {
 }
 
 void Cells::Reserved(Cell& cell, uint32_t mask, std::vector<Fd> fds) {
-  Fd netns(ioctl(fds[0].get(), SIOCGSKNS));
+  cell.sockets = std::move(fds);
+  cell.mask = mask;
+  cell.reserved = true;
+  TellReserved(cell);
+}
+
+void Cells::TellReserved(const Cell& cell) {
+  Fd netns(ioctl(cell.sockets[0].get(), SIOCGSKNS));
   Must(netns.get(), "open the cell's network namespace");
   TellMessage message = {kReserved};
   CopyText(message.id, cell.id);
   message.pid = cell.pid;
-  message.sockets = mask;
+  message.sockets = cell.mask;
   std::vector<int> handed = {cell.pidfd.get(), netns.get()};
-  for (auto& socket : fds) handed.push_back(socket.get());
-  cell.reserved = true;
-  cell.sockets = std::move(fds);
+  for (auto& socket : cell.sockets) handed.push_back(socket.get());
   Tell(message, handed);
 }
 
@@ -230,6 +241,7 @@ void Cells::Reap(Cell& cell) {
   message.user_us = user > cell.own_user_us ? user - cell.own_user_us : 0;
   message.system_us = system > cell.own_system_us ? system - cell.own_system_us : 0;
   message.max_rss_kib = usage.ru_maxrss;
+  message.time_over = cell.asked_to_end;
   // Told last: who hears it finds nothing of the cell any more.
   cell.sockets.clear();
   cell.control.Reset();
@@ -250,7 +262,9 @@ void Cells::Serve(const struct pollfd* polls) {
     if (!ended && polls[1].revents != 0) Listen(*at);
     if (!ended) { ++at; continue; }
     Reap(*at);
+    Drop(at->id);
     at = cells_.erase(at);
+    DieWithDaemon(!AnyHeld());
   }
 }
 

@@ -25,6 +25,14 @@ class Cells {
   void Serve(const struct pollfd* polls);
   // Kills every cell and tells each one's end.
   void EndAll();
+  // The daemon is gone: ends every cell that is not held. False: none is left.
+  bool Orphan();
+  // Milliseconds until `Mind` has something to do, -1: never.
+  int Wait() const;
+  // While nobody else does: ends cells whose time is over. False: neither a cell nor an end that somebody could ask for is left.
+  bool Mind();
+  // Hands everything over to the next daemon.
+  void Give(int addon);
 
  private:
   struct Cell {
@@ -36,6 +44,9 @@ class Cells {
     // Its namespaces stand; a plan was sent; it is built as planned; the command was let go.
     uint32_t unheld = 0;  // trees whose sockets can be connected to
     bool reserved = false, planned = false, prepared = false, running = false;
+    bool held = false, asked_to_end = false;
+    int64_t deadline = 0;  // CLOCK_BOOTTIME, ms
+    uint32_t mask = 0;     // of the sockets
     // Held as long as the cell lives, so that no job can take their place while the daemon is away.
     std::vector<Fd> sockets;
     std::optional<Failure> failure;
@@ -48,6 +59,12 @@ class Cells {
   // Ends a cell that cannot go on; Reap tells why.
   void Break(Cell& cell, const Failure& failure);
   void Order(Cell& cell, uint32_t order, int signal);
+  void Hold(Cell& cell, int64_t deadline);
+  void Keep(const std::string& id, std::string_view name, std::vector<Fd> fds);
+  // What was kept for a cell that is gone, or for all of them.
+  void Drop(std::string_view id);
+  bool AnyHeld() const;
+  void TellReserved(const Cell& cell);
   // Takes one message from cell-init; false if there was none.
   bool Listen(Cell& cell);
   void Reserved(Cell& cell, uint32_t mask, std::vector<Fd> fds);
@@ -61,6 +78,15 @@ class Cells {
   std::optional<Failure> broken_;
   OwnerMaps owners_;
   std::list<Cell> cells_;
+
+  struct Kept {
+    std::string id, name;
+    Fd fd;
+  };
+  std::list<Kept> kept_;
+  bool orphaned_ = false;
+  std::vector<TellMessage> ends_;  // of held cells, while there is no daemon
+  int64_t forget_ = 0;             // when the last of them need not be known any more
 };
 
 }  // namespace ambit

@@ -22,6 +22,9 @@ struct Launch {
 // the ids are mapped, then executes cell-init with the socket as descriptor 3, and the spawner's stdin for all of stdio.
 pid_t StartInit(const Launch& launch, Fd* pidfd);
 
+// Whether the kernel ends this process together with the daemon that started it. Cells that are held need it to live on.
+void DieWithDaemon(bool die);
+
 // Throws unless the descriptor is of a cgroup hierarchy of that version.
 void MustBeCgroup(int fd, int version);
 

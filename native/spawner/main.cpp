@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// ambit-spawner INIT DAEMON_PID, with its end of the daemon's socket as descriptor 3. A small process, so that cloning
-// it copies few pages; where the namespaces' privileges live. It ends with the daemon, and its cells with it.
+// ambit-spawner INIT DAEMON_PID [next], with its end of the daemon's socket as descriptor 3 and, if so said, the socket at
+// which a next daemon asks as descriptor 4. A small process, so that cloning it copies few pages; where the namespaces' privileges live. It ends with
+// the daemon, and its cells with it, except for those that are held.
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/magic.h>
@@ -20,6 +21,7 @@
 using namespace ambit;
 
 constexpr int kAddon = 3;
+constexpr int kNext = 4;
 
 // Cells may ask for more than the daemon was given, where this process may give it.
 static void RaiseLimits() {
@@ -45,14 +47,26 @@ static Fd OpenProc() {
   return proc;
 }
 
+// Who may take cells over: root, who could do all of this without us.
+static Fd AcceptDaemon(int listener) {
+  Fd daemon(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+  struct ucred peer;
+  socklen_t size = sizeof peer;
+  if (!daemon || getsockopt(daemon.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 || peer.uid != 0) return Fd();
+  return daemon;
+}
+
 int main(int argc, char** argv) {
-  if (argc != 3) return 2;
+  if (argc != 3 && argc != 4) return 2;
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != atoi(argv[2])) return 1;
-  syscall(SYS_close_range, kAddon + 1, ~0U, 0);
+  syscall(SYS_close_range, kNext + 1, ~0U, 0);
   // No descriptor that comes later may land on one of these: cells get theirs by dup2.
   for (int fd = 0; fd < 3; fd++) if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) return 1;
   fcntl(kAddon, F_SETFD, FD_CLOEXEC);
+  Fd next(argc == 4 ? kNext : -1);
+  if (next) fcntl(kNext, F_SETFD, FD_CLOEXEC);
+  else close(kNext);
   umask(0);
   if (chdir("/") < 0 || setgroups(0, nullptr) < 0) return 1;
   RaiseLimits();
@@ -67,21 +81,33 @@ int main(int argc, char** argv) {
   }
   const int proc_fd = proc.get();
   Cells cells(kAddon, proc_fd, std::move(image), std::move(broken));
+  Fd addon(kAddon);
   for (;;) {
-    std::vector<struct pollfd> polls = {{kAddon, POLLIN, 0}};
+    // The next daemon waits in the queue for as long as there is one.
+    std::vector<struct pollfd> polls = {{addon ? addon.get() : next.get(), POLLIN, 0}};
     cells.Watch(&polls);
-    if (poll(polls.data(), polls.size(), -1) < 0) {
+    if (poll(polls.data(), polls.size(), cells.Wait()) < 0) {
       if (errno == EINTR) continue;
       break;
     }
     cells.Serve(polls.data() + 1);
+    if (!addon && !cells.Mind()) break;
     if (polls[0].revents == 0) continue;
+    if (!addon) {
+      addon = AcceptDaemon(next.get());
+      if (addon) cells.Give(addon.get());
+      continue;
+    }
     AskMessage ask;
     std::vector<Fd> fds;
-    int got = ReceivePacket(kAddon, &ask, sizeof ask, &fds);
+    int got = ReceivePacket(addon.get(), &ask, sizeof ask, &fds);
     if (got > 0) cells.Take(ask, std::move(fds));
     // A message that is none leaves nothing to answer to; the addon never sends one.
-    if (got == 0 || (got < 0 && errno != EPROTO)) break;
+    if (got > 0 || (got < 0 && errno == EPROTO)) continue;
+    // A daemon that only stops talking wants every cell ended, and to hear of it.
+    if (!next || (polls[0].revents & POLLHUP) == 0) break;
+    addon.Reset();
+    if (!cells.Orphan()) break;
   }
   cells.EndAll();
   return 0;

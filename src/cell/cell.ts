@@ -1,5 +1,5 @@
 import { closeSync, existsSync, readFileSync, realpathSync } from 'node:fs'
-import { arch, constants, hostname, release } from 'node:os'
+import { arch, hostname, release } from 'node:os'
 import { dirname } from 'node:path'
 import { namedAbsent, syscallSummary } from '../authority/syscall.ts'
 import { some } from '../authority/words.ts'
@@ -10,8 +10,8 @@ import type { EvidenceBody, HookReport } from '../evidence/records.ts'
 import type { CellLog } from '../evidence/store.ts'
 import type { NativeAddon } from '../native.ts'
 import { openEgress, type Egress } from '../network/egress.ts'
-import { asCellError, launchFailure } from './failure.ts'
-import { limitNotice, limitRecords, named, running } from './limits.ts'
+import { asCellError } from './failure.ts'
+import { follow, type Cell } from './follow.ts'
 import { launchPlan, programsHeld, type PlanRequest } from './plan.ts'
 import type { CellHost, Reserved } from './reserve.ts'
 import { linksFollowed, realpathOrNull } from './root.ts'
@@ -23,35 +23,20 @@ export type CellRequest = Omit<PlanRequest, 'id' | 'slot'> & {
   credentialHooks: HookReport[]
   /** host or host:port of the APIs whose calls are to be seen; empty: TLS is not looked at. */
   apiHosts: readonly string[]
+  /** The cell outlives the daemon. */
+  lasts: boolean
   /** What is held, and what not, of the limits that the contract asks for. */
   limitEnforcers: { name: string; state: string }[]
 }
 
-export type EndReason = Extract<EvidenceBody, { type: 'cell.ended' }>['reason']
-/** `notice`: the limits that were reached, and by whom, in one line for a person. */
-export type CellEnd = { code: number | null; signal: number | null; reason: EndReason; notice: string | null }
-
-export type Cell = {
-  readonly id: string
-  signal(signal: number): void
-  /** Ends every process of the cell; the end is reported with this reason. */
-  kill(reason: EndReason): void
-  /** Resolves once none of the cell's processes is left: soon where nothing but the command's end is to be told. */
-  exited: Promise<CellEnd>
-  /** Resolves once nothing of the cell is left but its evidence, to which `beforeLast` may still add. */
-  ended: Promise<CellEnd>
-}
-
 /** The newest version of Landlock that cell-init knows (native/init/landlock.cpp). */
 const LANDLOCK_KNOWN = 9
-/** TERM first, so that a job can tidy up; KILL of the whole group after this many milliseconds. */
-const GRACE_MS = 3000
 
 /**
  * Makes a reserved cell what its contract says, lets it go and follows it to its end. The log gets everything from
  * `cell.started` to `cell.ended`; whatever fails before the command starts leaves nothing behind and throws.
  */
-export async function startCell(host: CellHost, reserved: Reserved, request: CellRequest, log: CellLog, revoke: () => Promise<EvidenceBody[]>): Promise<Cell> {
+export async function startCell(host: CellHost, reserved: Reserved, request: CellRequest, log: CellLog, revoke: () => Promise<EvidenceBody[]>, beforeGo: (started: number) => void = () => {}): Promise<Cell> {
   const { id, slot, cgroup } = reserved
   const { contract } = request
   const started = Date.now()
@@ -72,7 +57,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
       const programs = programsHeld(request)
       held = programs !== null && host.probes.holdPrograms(cgroup.id, programs)
       // The egress owns the sockets from the moment that it is asked to open, whether it can or not.
-      const answers = host.probes.relayAnswers(reserved.relay)
+      const answers = host.probes.relayAnswers(reserved.relay!)
       reserved.socketsTaken()
       try {
         egress = await openEgress({
@@ -85,6 +70,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
       return egress
     })()
     const [{ hooks }, unheld] = await all(opening, built)
+    beforeGo(started)
     host.spawner.go(id)
     host.probes.route(cgroup.id, log)
     log.append({
@@ -93,7 +79,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
       pipeline: contract.metadata.pipeline ?? null, links: linksOf(contract, request.owner),
       ...(contract.spec.rootfs === undefined ? {} : { rootfs: contract.spec.rootfs }),
     })
-    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract, held, unheld), ...request.limitEnforcers] })
+    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract, held, unheld), { name: 'loss of the daemon', state: request.lasts ? 'the cell goes on, until its ttl' : 'the cell ends' }, ...request.limitEnforcers] })
     for (const event of request.credentials) log.append(event)
   } catch (error) {
     await egress?.close()
@@ -101,61 +87,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
     throw asCellError(error)
   }
 
-  let reason: EndReason = 'exited'
-  let over = false
-  const kill = (why: EndReason): void => {
-    if (over) return
-    if (reason === 'exited') reason = why
-    host.cgroups.killCell(id)
-  }
-  const told: Extract<EvidenceBody, { type: 'limit' }>[] = []
-  const ttl = setTimeout(() => {
-    if (over || reason !== 'exited') return
-    reason = 'ttl'
-    const by = running(host.cgroups.processes(id), reserved.native.pid)
-    told.push({ type: 'limit', limit: 'ttl', by: by.slice(0, 64), detail: `time limit of ${contract.spec.ttl} reached by ${named(by, 1)}` })
-    log.append(told.at(-1)!)
-    host.spawner.signal(id, constants.signals.SIGTERM, true)
-    // One that was stopped hears it only now.
-    host.spawner.signal(id, constants.signals.SIGCONT, true)
-    setTimeout(() => kill('ttl'), GRACE_MS).unref()
-  }, ttlSeconds(contract.spec.ttl) * 1000)
-
-  const ending = (async () => {
-    const end = await reserved.exit
-    over = true
-    clearTimeout(ttl)
-    return { end, hits: host.cgroups.events(id) }
-  })()
-
-  const finish = async (): Promise<CellEnd> => {
-    const { end, hits } = await ending
-    host.cgroups.killCell(id)
-    host.probes.detachRelay(reserved.relay)
-    await egress!.close()
-    await host.probes.flush()
-    const records = limitRecords(contract.spec.limits, hits, host.probes.hits(cgroup.id))
-    for (const record of host.probes.finalSets(cgroup.id)) log.append(record)
-    for (const record of records) log.append(record)
-    told.push(...records)
-    if (reason === 'exited' && end.signal === constants.signals.SIGKILL && records.some(({ limit }) => limit === 'memory')) reason = 'memory'
-    for (const event of await revoke()) log.append(event)
-    await reserved.release()
-    if (end.failed !== null) reason = 'launch-failed'
-    log.append({
-      type: 'cell.ended', code: end.code, signal: end.signal === null ? null : signalName(end.signal), reason,
-      wallMs: Date.now() - started, userMs: end.userUs / 1000, systemMs: end.systemUs / 1000, maxRssKiB: end.maxRssKiB,
-    })
-    if (end.failed !== null) throw launchFailure(end.failed)
-    return { code: end.code, signal: end.signal, reason, notice: limitNotice(told) }
-  }
-  const ended = finish()
-  // Where a limit was hit or the cell was ended from outside, the reason is known with the evidence only.
-  const exited = ending.then(({ end, hits }): CellEnd | Promise<CellEnd> => {
-    const quiet = end.failed === null && reason === 'exited' && hits.oomKills === 0 && hits.pidsMax === 0
-    return quiet ? { code: end.code, signal: end.signal, reason, notice: null } : ended
-  })
-  return { id, kill, signal: signal => { if (!over) host.spawner.signal(id, signal) }, exited, ended }
+  return follow(host, reserved, { contract, started, remainingMs: ttlSeconds(contract.spec.ttl) * 1000, egress, log, revoke })
 }
 
 /** Both, or the first failure once neither is at work any more. */
@@ -227,10 +159,6 @@ function writesState({ spec }: Contract): string {
   const workspace = { shared: 'workspace: to the caller\'s directory', overlay: 'workspace: kept apart, without a quota', none: 'no workspace' }[spec.workspace]
   const system = spec.system === 'overlay' ? '; granted directories of the host: to a copy without a quota, gone at the end' : ''
   return `${workspace}${system}${spec.noexec.length > 0 ? `; nothing executes in ${spec.noexec.join(', ')}` : ''}`
-}
-
-export function signalName(number: number): string {
-  return Object.entries(constants.signals).find(([, value]) => value === number)?.[0] ?? `SIG${number}`
 }
 
 /** The TLS libraries, and programs that may hold one of their own, whose plain text is looked at while a cell that declares an API runs. */

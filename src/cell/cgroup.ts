@@ -15,7 +15,11 @@ export type OptionalLimit = 'cpus' | 'io read' | 'io write'
 /** `memoryAtLimit`: all memory of the limit was in use at some time; `heldBackMs`: how long the cell waited for its share of the processors. */
 export type LimitEvents = { oomKills: number; memoryAtLimit: boolean; pidsMax: number; heldBackMs: number }
 
+/** Where a daemon's cells have their groups: what a next one must know to go on with them. */
+export type CgroupPlace = { name: string; parentV2: string; v1: Record<string, string> }
+
 export type Cgroups = {
+  readonly place: CgroupPlace
   /** Depth of a cell's group below the root of the v2 hierarchy. */
   readonly level: number
   /** The v2 folder that holds every cell of this process. */
@@ -36,6 +40,8 @@ export type Cgroups = {
   lacks(limit: OptionalLimit): string | null
   /** How often a limit was hit since the cell began. */
   events(id: string): LimitEvents
+  /** Goes on with these cells of a former daemon; what else it left is killed, and removed in time. */
+  adopt(ids: readonly string[]): void
   /** Removes what is left of this process's groups. */
   close(): Promise<void>
 }
@@ -69,12 +75,13 @@ const FIRST_NAMESPACE = 'cgroup:[4026531835]'
 const HUGE_PAGE = 2 * 1024 * 1024
 const REMOVE_MS = 10_000
 
-export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
-  const name = `ambit-${process.pid}`
+/** `former`: the place of a daemon that died, whose cells go on; this one uses it, too. */
+export function openCgroups(host: CgroupHost = thisHost(), former?: CgroupPlace): Cgroups {
+  const name = former?.name ?? `ambit-${process.pid}`
   if (host.namespace !== FIRST_NAMESPACE) {
     throw lacks('this process is in a cgroup namespace, where the depth of a group that eBPF programs need cannot be known', 'run the daemon outside of containers, or in one with the host\'s cgroup namespace')
   }
-  removeStale(host.records)
+  removeStale(host.records, former?.name)
   const mounts = parseMounts(host.mounts)
   const v2Mount = mounts.find(mount => mount.type === 'cgroup2')
   if (v2Mount === undefined) throw lacks('no cgroup v2 hierarchy is mounted', 'mount one: mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified')
@@ -82,9 +89,10 @@ export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
   const base = baseOfV2(v2Mount, host)
   const offered = words(join(base, 'cgroup.controllers'))
   const onV2 = CONTROLLERS.filter(controller => offered.includes(controller))
-  const parentV2 = join(base, name)
+  const parentV2 = former?.parentV2 ?? join(base, name)
   // Below the group that this process is in: what was given to the daemon is not escaped.
   const v1ParentOf = (controller: Controller): string | undefined => {
+    if (former !== undefined) return former.v1[controller]
     const mount = mounts.find(({ type, options }) => type === 'cgroup' && options.includes(V1_NAME[controller]))
     return mount === undefined ? undefined : join(folderOf(mount, ownPath(host.own, V1_NAME[controller])), name)
   }
@@ -120,6 +128,7 @@ export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
     }
     handOn(base)
     for (const parent of allParents) {
+      if (former !== undefined && existsSync(parent)) continue
       mkdirSync(parent)
       made.push(parent)
     }
@@ -201,6 +210,15 @@ export function openCgroups(host: CgroupHost = thisHost()): Cgroups {
   }
 
   return {
+    place: { name, parentV2, v1: Object.fromEntries(v1Parents) },
+    adopt(ids) {
+      for (const id of ids) cells.add(id)
+      const left = new Set(allParents.flatMap(parent => readdirOrNothing(parent)).filter(id => !cells.has(id)))
+      for (const id of left) {
+        killGroup(folderIn(parentV2, id), host.hasKill)
+        void removeCell(id).catch(() => {})
+      }
+    },
     level: depth(v2Mount.root) + depth(parentV2.slice(v2Mount.folder.length)) + 1,
     parentV2,
     layout: [
@@ -416,11 +434,11 @@ function record(records: string, name: string, folders: string[]): void {
 }
 
 /** Groups of processes that died without removing them: only what a record names, and only if it is still that very group. */
-function removeStale(records: string): void {
+function removeStale(records: string, except?: string): void {
   if (!existsSync(records)) return
   for (const file of readdirSync(records).filter(name => /^ambit-\d+\.json$/.test(name))) {
     const entry = readRecord(join(records, file))
-    if (entry === null || startOf(entry.pid) === entry.start) continue
+    if (entry === null || startOf(entry.pid) === entry.start || file === `${except}.json`) continue
     let left = false
     for (const { path, inode } of entry.folders) {
       const there = statSync(path, { bigint: true, throwIfNoEntry: false })

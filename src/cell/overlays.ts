@@ -105,6 +105,20 @@ export async function openOverlays(native: NativeAddon, dir: string, request: Ov
   return overlays
 }
 
+/** Those of a cell that a former daemon let go: `keep` is all that is left to be done. */
+export function formerOverlays(dir: string, request: Pick<OverlayRequest, 'id' | 'contract' | 'owner' | 'workspace'>, started: Date): Pick<CellOverlays, 'keep'> {
+  const home = join(dir, request.id)
+  const store = join(home, 'workspace')
+  return { keep: async () => (existsSync(home) ? keepWorkspace(home, existsSync(store) ? store : null, request, started) : null) }
+}
+
+/** Removes what a cell wrote that died with a former daemon. What its owner was given already stays. */
+export async function dropChanges(dir: string, id: string): Promise<void> {
+  const home = join(dir, id)
+  const about = lstatSync(home, { throwIfNoEntry: false })
+  if (about?.uid === 0 && !existsSync(join(home, CHANGES_FILE))) await remove(home)
+}
+
 /** Removes what nobody came back for. What cannot be removed is told, and keeps no daemon from starting. */
 export async function pruneChanges(dir: string, tell: (path: string, error: unknown) => void): Promise<void> {
   if (!existsSync(dir)) return
@@ -118,7 +132,7 @@ export async function pruneChanges(dir: string, tell: (path: string, error: unkn
   }
 }
 
-async function keepWorkspace(home: string, store: Store | null, { id, contract, owner, workspace }: OverlayRequest, started: Date): Promise<string | null> {
+async function keepWorkspace(home: string, store: Store | null, { id, contract, owner, workspace }: Pick<OverlayRequest, 'id' | 'contract' | 'owner' | 'workspace'>, started: Date): Promise<string | null> {
   const written = store !== null && readdirSync(join(store, 'upper')).length > 0
   if (!written) {
     await remove(home)

@@ -22,7 +22,7 @@ export type Reserved = {
   readonly slot: number
   readonly cgroup: ReturnType<Cgroups['createCell']>
   readonly native: ReservedCell
-  readonly relay: number
+  readonly relay: number | null
   /** Resolves when its process 1 is gone; not if `prepare` was refused, which tells the same. */
   readonly exit: Promise<CellExit>
   /** The relay's and the resolver's sockets have an owner: `release` leaves them alone. */
@@ -54,3 +54,19 @@ export async function reserveCell(host: CellHost, id: string, slot: number, limi
     throw asCellError(error)
   }
 }
+
+/** A cell that a former daemon let go; of one that ended meanwhile there is only what it did. `relay` is the relay's handle. */
+export function adoptReserved(host: CellHost, { id, slot, cgroup, native, relay, exit }: {
+  id: string; slot: number; cgroup: Reserved['cgroup']; native: ReservedCell | null; relay: number | null; exit: Promise<CellExit>
+}): Reserved {
+  const undo: (() => unknown)[] = [() => host.forget(id), () => host.cgroups.removeCell(id)]
+  if (native !== null) undo.push(() => { for (const fd of [native.pidfd, native.netns]) closeSync(fd) }, () => host.cgroups.killCell(id))
+  undo.push(() => host.probes.removeCell(cgroup.id))
+  if (relay !== null) undo.push(() => host.probes.detachRelay(relay))
+  return {
+    id, slot, cgroup, relay, exit, native: native ?? NOTHING, socketsTaken() {},
+    async release() { for (const step of undo.splice(0).reverse()) await step() },
+  }
+}
+
+const NOTHING: ReservedCell = { pid: -1, pidfd: -1, netns: -1, relay4: -1, relay6: -1, dnsUdp4: -1, dnsUdp6: -1, dnsTcp4: -1, dnsTcp6: -1, udp4: -1, udp6: -1 }

@@ -42,7 +42,7 @@ The feed's bearer token is in DIR/feed-token (mode 0600); DIR/public-key.pem ver
           fatal?.()
         },
         stateDir: options.state, changesDir: options.changes, socketPath: options.socket, socketGroup: options.group === undefined ? null : groupId(options.group),
-        feedPort: port(options.feedPort), spareCells: spareCells(options.spareCells), issuers: options.issuers === undefined ? NO_ISSUERS : readIssuers(options.issuers), log,
+        feedPort: port(options.feedPort), followed: options.private !== true, spareCells: spareCells(options.spareCells), issuers: options.issuers === undefined ? NO_ISSUERS : readIssuers(options.issuers), log,
       })
       const parent = process.ppid
       const orphaned = new Promise<void>(resolve => {

@@ -125,6 +125,7 @@ export const contractSchema = z.strictObject({
   spec: z.strictObject({
     mode: z.enum(['observe', 'enforce']).describe('observe: record, deny nothing that the contract omits; enforce: withhold what it omits'),
     ttl: ttl.describe('how long the cell may run at most: 30s, 5m, 1h'),
+    onDaemonLoss: z.enum(['stop', 'continue']).default('stop').describe('stop: the cell ends with the daemon; continue: it goes on without, is taken back by the next daemon, and ends with its ttl at the latest'),
     workspace: z.enum(['shared', 'overlay', 'none']).default('none').describe('shared: the caller\'s directory is /workspace; overlay: the same, but what the job writes is kept apart, to be shown, applied or discarded with `ambit changes`; none: there is no workspace'),
     rootfs: grantedPath.refine(path => path !== '/', 'is the host itself: leave rootfs out to run on it').optional().describe('an unpacked image that the cell runs from instead of the host\'s system; the contract\'s paths are then paths in it'),
     rootfsWrites: z.enum(['readonly', 'overlay']).default('readonly').describe('overlay: the job may change the image for itself; what it wrote is gone at its end'),

@@ -14,6 +14,8 @@ export type Granted = {
   hooks: HookReport[]
   /** Where the handed credentials can be used: the APIs whose calls are to be seen. */
   apiHosts: string[]
+  /** Tokens that a later daemon must take back, if this one dies. */
+  tokens: string[]
   /** Takes back what can be taken back; call it once, when the cell is gone. */
   revoke(): Promise<EvidenceBody[]>
 }
@@ -25,7 +27,7 @@ export async function grantCredentials(contract: Contract, issuers: Issuers, cal
   const values: Record<string, string> = {}
   const handed: Granted['handed'] = []
   const events: EvidenceBody[] = []
-  const undo: (() => Promise<EvidenceBody>)[] = []
+  const tokens: string[] = []
   const apiHosts = new Set<string>()
 
   const appPermissions = Object.fromEntries(Object.entries(github.permissions).filter(([name]) => name !== 'id_token'))
@@ -40,15 +42,7 @@ export async function grantCredentials(contract: Contract, issuers: Issuers, cal
     values['GITHUB_TOKEN'] = minted.token
     apiHosts.add(new URL(github.apiUrl).host)
     events.push({ type: 'credential', kind: 'github', name: 'GITHUB_TOKEN', outcome: 'issued', grants: minted.permissions, expires: minted.expires, delivery: 'environment', detail: 'installation token with the declared permissions' })
-    undo.push(async () => {
-      const told = { type: 'credential', kind: 'github', name: 'GITHUB_TOKEN', grants: {}, expires: null, delivery: 'none' } as const
-      try {
-        await issuer.revoke(minted.token)
-        return { ...told, outcome: 'revoked', detail: 'the cell has ended' }
-      } catch (error) {
-        return { ...told, outcome: 'revoke-failed', detail: (error as Error).message.split('\n')[0]! }
-      }
-    })
+    tokens.push(minted.token)
   }
   if (github.permissions['id_token'] !== undefined && issuers.oidc !== undefined) {
     values['ACTIONS_ID_TOKEN_REQUEST_URL'] = issuers.oidc.requestUrl
@@ -66,6 +60,21 @@ export async function grantCredentials(contract: Contract, issuers: Issuers, cal
     env: cellEnvironment({ hostEnv: caller.env, pass: environment.pass, set: environment.set, credentials: values }),
     handed, events, apiHosts: [...apiHosts],
     hooks: [{ name: 'issuers', family: 'credential', state: 'attached' }],
-    revoke: async () => Promise.all(undo.splice(0).map(step => step())),
+    tokens: [...tokens],
+    revoke: async () => revokeTokens(tokens.splice(0), issuers),
   }
+}
+
+/** Takes GitHub tokens back, each with a record of whether that worked. */
+export async function revokeTokens(tokens: readonly string[], issuers: Issuers): Promise<EvidenceBody[]> {
+  return Promise.all(tokens.map(async (token): Promise<EvidenceBody> => {
+    const told = { type: 'credential', kind: 'github', name: 'GITHUB_TOKEN', grants: {}, expires: null, delivery: 'none' } as const
+    try {
+      if (issuers.github === undefined) throw new Error('this daemon knows no GitHub App any more')
+      await githubIssuer(issuers.github).revoke(token)
+      return { ...told, outcome: 'revoked', detail: 'the cell has ended' }
+    } catch (error) {
+      return { ...told, outcome: 'revoke-failed', detail: (error as Error).message.split('\n')[0]! }
+    }
+  }))
 }

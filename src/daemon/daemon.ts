@@ -1,13 +1,14 @@
-import { existsSync, mkdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import type { Logger } from 'pino'
 import { isHostGrant } from '../authority/destination.ts'
 import { inside } from '../authority/paths.ts'
 import { refuseMissing } from '../cell/missing.ts'
-import { openOverlays, pruneChanges } from '../cell/overlays.ts'
+import { dropChanges, openOverlays, pruneChanges } from '../cell/overlays.ts'
 import { CELL_SLOTS, hostWrites, isCellId } from '../cell/plan.ts'
-import { startCell, tlsLibraries, type Cell, type CellEnd, type EndReason } from '../cell/cell.ts'
+import { startCell, tlsLibraries } from '../cell/cell.ts'
+import type { Cell, CellEnd, EndReason } from '../cell/follow.ts'
 import { openCgroups } from '../cell/cgroup.ts'
 import { heldLimits } from '../cell/limits.ts'
 import type { CellHost } from '../cell/reserve.ts'
@@ -15,7 +16,7 @@ import { openSlots } from '../cell/slots.ts'
 import { openSpares } from '../cell/spares.ts'
 import type { Policy } from '../contract/policy.ts'
 import { readContract } from '../contract/read.ts'
-import type { Contract } from '../contract/schema.ts'
+import { ttlSeconds, type Contract } from '../contract/schema.ts'
 import { grantCredentials } from '../credentials/grant.ts'
 import type { Issuers } from '../credentials/config.ts'
 import { AmbitError } from '../errors.ts'
@@ -26,7 +27,10 @@ import { native, type CellExit, type PeerCredentials } from '../native.ts'
 import { PACKAGE_ROOT, VERSION } from '../package.ts'
 import { closeLater, runDescriptors } from './descriptors.ts'
 import { openFeed } from './feed.ts'
-import { clientMessage, encodeDaemonMessage, type DaemonMessage, type RunMessage } from './protocol.ts'
+import { nextSocket, takeFormer } from './former.ts'
+import { bootMs, holdCell, objectsDigest } from './hold.ts'
+import { resume, type Resumed } from './recovery.ts'
+import { clientMessage, encodeDaemonMessage, type DaemonMessage, type ResumeMessage, type RunMessage } from './protocol.ts'
 
 export type DaemonOptions = {
   /** Evidence, key, token: mode 0700. */
@@ -40,6 +44,8 @@ export type DaemonOptions = {
   issuers: Issuers
   /** Null: the host has none. */
   policy: Policy | null
+  /** Another daemon may follow on the same state: cells whose contracts say so outlive this one. */
+  followed: boolean
   /** How many cells are made ahead of being asked for. */
   spareCells: number
   log: Logger
@@ -55,6 +61,9 @@ export type Daemon = {
 
 /** How long after a cell was let go the next spare is made, ms: a short command has ended by then, and was not held up. */
 const REFILL_MS = 20
+/** How long a cell of a former daemon waits for the client that was there, ms; and how long its end is remembered for it. */
+const CLAIM_MS = 60_000
+const REMEMBER_MS = 10 * 60_000
 /** How long the daemon waits for its cells to be gone when it stops, ms. */
 const STOP_MS = 10_000
 
@@ -66,20 +75,43 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   const { log } = options
   const addon = native()
   mkdirSync(options.stateDir, { recursive: true, mode: 0o700 })
+  if (addon.lockFile(join(options.stateDir, 'lock')) === null) {
+    throw new AmbitError('DAEMON_FAILED', { attempted: `keep state in ${options.stateDir}`, why: 'another daemon does', remedy: 'end that one, or choose another directory with --state' })
+  }
   const key = loadOrCreateKey(options.stateDir)
   writeFileSync(join(options.stateDir, 'public-key.pem'), key.publicPem)
   const store = new EvidenceStore(join(options.stateDir, 'evidence'), key)
   const release = join(PACKAGE_ROOT, 'build/Release')
-  const cgroups = openCgroups()
-  const probes = openProbes({
-    native: addon, objectDir: join(release, 'bpf'), level: cgroups.level, parentCgroup: cgroups.parentV2,
-    tls: tlsLibraries([process.execPath]),
-  })
+  const objectDir = join(release, 'bpf')
   const exits = new Map<string, (exit: CellExit) => void>()
-  const spawner = new addon.Spawner(join(release, 'ambit-spawner'), join(release, 'ambit-init'), exit => exits.get(exit.id)?.(exit))
+  /** Of former cells, before anybody asked. */
+  const ahead = new Map<string, CellExit>()
+  const former = await takeFormer(addon, options.stateDir, exit => {
+    const told = exits.get(exit.id)
+    if (told === undefined) ahead.set(exit.id, exit)
+    else told(exit)
+  }, log)
+  const cgroups = openCgroups(undefined, former.shared?.place)
+  cgroups.adopt(former.cells.map(({ record }) => record.id))
+  const objects = objectsDigest(objectDir)
+  const handedOn = former.shared?.objects === objects
+  if (!handedOn) for (const fd of Object.values(former.kept)) closeSync(fd)
+  const probes = openProbes({
+    native: addon, objectDir, level: cgroups.level, parentCgroup: cgroups.parentV2, tls: tlsLibraries([process.execPath]),
+    ...(handedOn && { inherited: { kept: former.kept, cells: former.cells.map(({ record, progress }) => ({ cgroupId: BigInt(record.cgroup.id), progress })) } }),
+  })
+  let stopping = false
+  const lost = (): void => {
+    if (!stopping) options.onFatal(new AmbitError('DAEMON_FAILED', { attempted: 'keep ambit-spawner running', why: 'it was killed or ended, and its cells with it', remedy: 'start the daemon again; the kernel\'s log may tell why (out of memory?)' }))
+  }
+  const spawner = new addon.Spawner(join(release, 'ambit-spawner'), join(release, 'ambit-init'), exit => exits.get(exit.id)?.(exit), lost, ...(options.followed ? [nextSocket(options.stateDir)] : []))
   const host: CellHost = {
     native: addon, spawner, cgroups, probes,
-    exitOf: id => new Promise(resolve => exits.set(id, exit => { exits.delete(id); resolve(exit) })),
+    exitOf: id => new Promise(resolve => {
+      const known = ahead.get(id)
+      if (known === undefined) exits.set(id, exit => { exits.delete(id); resolve(exit) })
+      else resolve(known)
+    }),
     forget: id => exits.delete(id),
   }
   const undo: (() => unknown)[] = [() => cgroups.close(), () => probes.close(), () => spawner.close(), () => store.close()]
@@ -95,13 +127,15 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     `open the feed on port ${options.feedPort}`, 'choose another port with --feed-port, or 0 for a free one')
   undo.push(() => feed.close())
 
-  const spares = openSpares(host, openSlots(CELL_SLOTS), options.spareCells, error => log.warn({ err: error }, 'no spare cell'))
+  const slots = openSlots(CELL_SLOTS)
+  const spares = openSpares(host, slots, options.spareCells, error => log.warn({ err: error }, 'no spare cell'))
   const cells = new Map<number, Cell>()
   const running = new Set<Promise<void>>()
   /** Connections with a cell, built or being built, that went away meanwhile. */
   const gone = new Set<number>()
   const busy = new Set<number>()
-  let stopping = false
+  /** Cells of a former daemon, by id, until their client has heard of their end. */
+  const claims = new Map<string, Resumed & { claimed: boolean }>()
   let closed = false
 
   const send = (connection: number, message: DaemonMessage): void => {
@@ -129,6 +163,8 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     const held = heldLimits(contract, cgroups, contract.spec.workspace === 'none' ? null : workspace)
     const reserved = await spares.take(peer.uid, held.limits).catch((error: unknown) => { throw failedToBuild(error) })
     const { id } = reserved
+    const lasts = options.followed && contract.spec.onDaemonLoss === 'continue'
+    let letGo = (): void => {}
     try {
       const released = async (error: unknown): Promise<never> => {
         await reserved.release()
@@ -145,8 +181,13 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
         cell = await startCell(host, reserved, {
           contract, argv: message.argv, env: credentials.env, stdio, workspace,
           owner, handed: credentials.handed, credentials: credentials.events, credentialHooks: credentials.hooks,
-          apiHosts: credentials.apiHosts, overlays, limitEnforcers: held.enforcers,
-        }, cellLog, credentials.revoke)
+          apiHosts: credentials.apiHosts, overlays, limitEnforcers: held.enforcers, lasts,
+        }, cellLog, credentials.revoke, started => {
+          if (lasts) letGo = holdCell(host, reserved, {
+            id, slot: reserved.slot, contract: message.contract.text, uid: peer.uid, gid: peer.gid, cgroup: { ...reserved.cgroup, id: String(reserved.cgroup.id) },
+            started, deadline: bootMs() + ttlSeconds(contract.spec.ttl) * 1000, apis: credentials.apiHosts.length > 0, tokens: credentials.tokens,
+          }, { place: cgroups.place, objects }, overlays.workspace === null ? null : workspace)
+        })
       } catch (error) {
         await credentials.revoke()
         await store.abandon(cellLog)
@@ -154,7 +195,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
         throw failedToBuild(error)
       }
       cells.set(connection, cell)
-      send(connection, { type: 'started', cell: id })
+      send(connection, { type: 'started', cell: id, ...(lasts && { lasts: 'yes' }) })
       log.info({ cell: id, contract: contract.metadata.name, uid: peer.uid }, 'cell started')
       if (gone.has(connection)) cell.kill('client-gone')
       let changes: string | null = null
@@ -195,9 +236,30 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       log.info({ cell: id, ...end }, 'cell ended')
       if (!early) tell(end)
     } finally {
+      letGo()
       spares.give(reserved.slot)
       spares.refill(0)
       cells.delete(connection)
+    }
+  }
+
+  const goOn = async (connection: number, peer: PeerCredentials, message: ResumeMessage, fds: number[]): Promise<void> => {
+    const claim = claims.get(message.cell)
+    if (claim === undefined || (peer.uid !== 0 && peer.uid !== claim.uid) || claim.claimed) {
+      throw new AmbitError('FORBIDDEN', { attempted: `go on with cell ${message.cell}`, why: 'no such cell of yours waits here', remedy: 'it ended with the former daemon, or its evidence could not be gone on with: the daemon\'s log tells more' })
+    }
+    claim.claimed = true
+    const { cell, done } = claim
+    cells.set(connection, cell)
+    try {
+      send(connection, { type: 'started', cell: cell.id, lasts: 'yes' })
+      if (gone.has(connection)) cell.kill('client-gone')
+      const end = await done
+      if (message.evidence) await store.exportTo(cell.id, fds[0] ?? -1, { uid: peer.uid, gid: peer.gid })
+      send(connection, { type: 'ended', cell: cell.id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(cell.id), notice: end.notice, changes: end.changes })
+    } finally {
+      cells.delete(connection)
+      claims.delete(cell.id)
     }
   }
 
@@ -212,14 +274,14 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       fail(connection, error)
       return
     }
-    if (message.op === 'run') {
+    if (message.op === 'run' || message.op === 'resume') {
       if (busy.has(connection)) {
         close()
         fail(connection, new AmbitError('USAGE', { attempted: 'run a cell', why: 'this connection has one already', remedy: 'use the ambit command to talk to the daemon' }))
         return
       }
       busy.add(connection)
-      const work = run(connection, peer, message, fds).catch(error => fail(connection, error)).finally(() => {
+      const work = (message.op === 'run' ? run(connection, peer, message, fds) : goOn(connection, peer, message, fds)).catch(error => fail(connection, error)).finally(() => {
         close()
         busy.delete(connection)
         gone.delete(connection)
@@ -240,8 +302,44 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     if (busy.has(connection)) gone.add(connection)
     cells.get(connection)?.kill('client-gone')
   }
+  const served = new Set(former.cells)
+  const leave = ({ spawner: one, path }: (typeof former.spawners)[number]): void => {
+    one.close()
+    rmSync(path, { force: true })
+  }
+  /** A spawner without cells of its own time waits for nobody. */
+  const leaveServed = (): void => {
+    for (const other of former.spawners) if (![...served].some(({ spawner: of }) => of === other.spawner)) leave(other)
+  }
+  for (const one of former.cells) {
+    const { record } = one
+    slots.move(record.slot, record.uid)
+    try {
+      const resumed = await resume(host, one, { store, issuers: options.issuers, changesDir: options.changesDir, log })
+      claims.set(record.id, { ...resumed, claimed: false })
+      log.info({ cell: record.id, ended: one.exit !== null }, 'cell taken back')
+      const unclaimed = setTimeout(() => { if (claims.get(record.id)?.claimed === false) resumed.cell.kill('client-gone') }, CLAIM_MS).unref()
+      const over = resumed.done.then(() => {}, () => {}).then(() => {
+        clearTimeout(unclaimed)
+        slots.give(record.slot)
+        running.delete(over)
+        served.delete(one)
+        leaveServed()
+        setTimeout(() => claims.delete(record.id), REMEMBER_MS).unref()
+      })
+      running.add(over)
+    } catch (error) {
+      log.error({ err: error, cell: record.id }, 'a former daemon\'s cell could not be taken back')
+      slots.give(record.slot)
+      served.delete(one)
+    }
+  }
+  leaveServed()
+
   mkdirSync(dirname(options.socketPath), { recursive: true, mode: 0o755 })
-  await pruneChanges(options.changesDir, (path, error) => log.warn({ path, err: error }, 'changes that nobody came back for could not be removed'))
+  const untidy = (path: string, error: unknown): void => log.warn({ path, err: error }, 'changes that nobody came back for could not be removed')
+  for (const id of store.ids()) if (!claims.has(id) && store.view(id)?.state === 'unsealed') await dropChanges(options.changesDir, id).catch((error: unknown) => untidy(join(options.changesDir, id), error))
+  await pruneChanges(options.changesDir, untidy)
   const own = [...new Set([options.stateDir, dirname(options.socketPath), options.changesDir])].map(folder => (existsSync(folder) ? realpathSync(folder) : resolve(folder)))
   const control = await opened(() => new addon.Control(options.socketPath, options.socketGroup === null ? 0o600 : 0o660, options.socketGroup ?? 0, receive, left),
     `open the control socket ${options.socketPath}`, 'another daemon may answer there: end it, or choose another path with --socket')
@@ -250,7 +348,10 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   writeFileSync(ready, JSON.stringify({ pid: process.pid, version: VERSION, socket: options.socketPath, feedPort: feed.port }), { mode: 0o600 })
   log.info({ socket: options.socketPath, feedPort: feed.port, hooks: probes.hooks().map(hook => `${hook.name}: ${hook.state}`) }, 'ready')
 
-  const endAll = (reason: EndReason): void => { for (const cell of cells.values()) cell.kill(reason) }
+  const endAll = (reason: EndReason): void => {
+    for (const cell of cells.values()) cell.kill(reason)
+    for (const { cell } of claims.values()) cell.kill(reason)
+  }
   return {
     feedPort: feed.port,
     async stop() {
@@ -261,12 +362,14 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       await spares.close()
       closed = true
       control.close()
+      for (const one of former.spawners) leave(one)
       spawner.close()
       await feed.close()
       probes.close()
       await cgroups.close()
       store.close()
       rmSync(ready, { force: true })
+      if (options.followed) rmSync(nextSocket(options.stateDir), { force: true })
     },
   }
 }

@@ -30,8 +30,16 @@ const runMessage = z.strictObject({
 })
 export type RunMessage = z.infer<typeof runMessage>
 
+const resumeMessage = z.strictObject({
+  op: z.literal('resume'),
+  cell: z.string().max(64),
+  evidence: z.boolean().describe('a directory for the bundle comes as the first descriptor'),
+})
+export type ResumeMessage = z.infer<typeof resumeMessage>
+
 const message = z.discriminatedUnion('op', [
   runMessage,
+  resumeMessage,
   z.strictObject({ op: z.literal('signal'), signal: z.number().int().min(1).max(64) }),
   z.strictObject({ op: z.literal('status') }),
   z.strictObject({ op: z.literal('stop') }),
@@ -57,7 +65,8 @@ export function clientMessage(packet: Buffer): ClientMessage {
 }
 
 export type DaemonMessage =
-  | { type: 'started'; cell: string }
+  /** `lasts`: the cell goes on if the daemon dies, and the next one can be asked for it. */
+  | { type: 'started'; cell: string; lasts?: 'yes' }
   /**
    * `code` and `signal` are the command's; `evidence` is the bundle's path at the daemon, `changes` that of what was written to an
    * overlay workspace; `notice` a line for a person.

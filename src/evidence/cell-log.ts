@@ -1,9 +1,10 @@
-import { createHash } from 'node:crypto'
+import { createHash, type Hash } from 'node:crypto'
 import { closeSync, constants, ftruncateSync, openSync, writeSync } from 'node:fs'
 import { AmbitError } from '../errors.ts'
-import { appendLine, emptyChain } from './chain.ts'
+import { appendLine, emptyChain, type Chain } from './chain.ts'
 import { wallMicroseconds } from './clock.ts'
 import { MAX_LINE } from './lines.ts'
+import type { BegunLog } from './resume.ts'
 import type { EvidenceBody, EvidenceType, Family } from './records.ts'
 
 /** Written to disk at once when so much waits; otherwise at the end of the event loop's turn. */
@@ -30,8 +31,8 @@ export class CellLog {
   readonly #file: string
   readonly #limit: number
   readonly #changed: () => void
-  readonly #chain = emptyChain()
-  readonly #hash = createHash('sha256')
+  readonly #chain: Chain
+  readonly #hash: Hash
   readonly #counts = new Map<EvidenceType, { produced: number; dropped: number }>()
   #fd: number | null
   #waiting: Buffer[] = []
@@ -42,13 +43,21 @@ export class CellLog {
   #failure: unknown
   #last: EvidenceBody | null = null
 
-  /** Makes the file, which must not exist. `changed` is called when more can be read from it. */
-  constructor(id: string, file: string, limit: number, changed: () => void) {
+  /** Makes the file, which must not exist, or goes on with one that was `begun`. `changed` is called when more can be read from it. */
+  constructor(id: string, file: string, limit: number, changed: () => void, begun?: BegunLog) {
     this.id = id
     this.#file = file
     this.#limit = limit
     this.#changed = changed
-    this.#fd = openSync(file, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o600)
+    this.#chain = begun?.chain ?? emptyChain()
+    this.#hash = begun?.hash ?? createHash('sha256')
+    this.#written = this.#accepted = begun?.bytes ?? 0
+    this.#fd = begun?.fd ?? openSync(file, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o600)
+  }
+
+  /** No more of the job's own acts is taken in. */
+  get full(): boolean {
+    return this.#accepted >= this.#limit
   }
 
   /** Bytes that can be read from the file now; always whole lines. */

@@ -20,6 +20,7 @@ export function coverageOf(events: Iterable<EvidenceBody>): Coverage {
     if (event.type === 'coverage') hooks.push(...event.hooks)
     if (event.type === 'loss' && event.dropped > 0) gaps.get(event.family)!.push(`${event.dropped} of ${event.produced} ${event.event} events were dropped`)
     if (event.type === 'syscalls' && event.outOfRange > 0) gaps.get('syscall')!.push(`${event.outOfRange} calls had numbers out of range`)
+    if (event.type === 'gap') for (const family of event.unobserved) gaps.get(family)!.push(`nobody was there to see it for a time: ${event.detail}`)
     if (event.type === 'cell.ended') ended = true
   }
   for (const family of FAMILIES) {

@@ -17,8 +17,19 @@ export type ProbesOptions = {
   parentCgroup: string
   /** Looked at while a cell that declares an API runs. `optional`: a program that may have a TLS library in itself, or not. */
   tls: readonly { path: string; flavour: 'openssl' | 'gnutls'; optional?: boolean }[]
+  /** What a former daemon's probes left running. */
+  inherited?: Inherited
   /** Size of the ring between kernel and daemon: a power of two, in bytes. The objects' own size is 8 MiB. */
   ringBytes?: number
+}
+
+/** How much of a cell's events came through; what a next daemon must know, so that nothing is lost silently. */
+export type Progress = { delivered: Record<string, number>; hits: { oom: Culprit[]; forks: Culprit[] } }
+
+export type Inherited = {
+  /** By the names of `NativeProbes.keepable`; owned from now on. */
+  kept: Record<string, number>
+  cells: { cgroupId: bigint; progress: Progress }[]
 }
 
 export type Probes = {
@@ -29,6 +40,8 @@ export type Probes = {
   removeCell(cgroupId: bigint): void
   /** After `watch`: from here on the cell executes only these (as in NativeProbes). False: this kernel has no hook for it. */
   holdPrograms(cgroupId: bigint, programs: BigUint64Array): boolean
+  /** A cell that was added, or that a former daemon's programs went on observing. */
+  knows(cgroupId: bigint): boolean
   /** Descriptors of the cell's network namespace and of the relay's listening sockets; returns a handle. */
   attachRelay(netns: number, relay4: number, relay6: number, udp4: number, udp6: number): number
   relayAnswers(handle: number): number
@@ -36,6 +49,13 @@ export type Probes = {
   /** Where the events of a cell go from now on, those that came before it first. */
   route(cgroupId: bigint, log: Pick<CellLog, 'append'>): void
   hooks(): HookReport[]
+  /** What goes on observing while it is open, by name. The descriptors stay the probes' own. */
+  keepable(): Record<string, number>
+  /** The relay's link in a cell's namespace, as `keepable` has it; undefined: it has none. */
+  relayLink(handle: number): number | undefined
+  adoptRelay(link: number, answers: number): number
+  /** Calls `save` after the cell's log took in what came, for as long as there is the cell. */
+  onProgress(cgroupId: bigint, save: (progress: Progress) => void): void
   /** Resolves once everything that the kernel had told when it was called is in the cells' logs. */
   flush(): Promise<void>
   /** Who ran into a limit so far; the first 64 of each. */
@@ -72,6 +92,7 @@ type Route = {
   /** Failed attempts of cell-init's child to start the command, by pid: evidence only if none succeeds. */
   attempts: Map<number, EvidenceBody[]>
   hits: { oom: Culprit[]; forks: Culprit[] }
+  save: ((progress: Progress) => void) | null
 }
 
 /**
@@ -82,19 +103,30 @@ type Route = {
  */
 export function openProbes(options: ProbesOptions): Probes {
   const cells = new Map<bigint, Route>()
+  const progressed = new Set<Route>()
+  const saveSoon = (): void => {
+    if (progressed.size === 0) return
+    // After the logs, which asked for their turn before.
+    setImmediate(() => {
+      for (const route of progressed) route.save?.({ delivered: Object.fromEntries(route.delivered), hits: route.hits })
+      progressed.clear()
+    })
+  }
   const onBatch = (batch: Buffer): void => {
     try {
       for (const event of decode(batch)) {
         const route = cells.get(event.cell)
         if (route === undefined || !take(options.native, route, event)) continue
         route.delivered.set(event.kind, (route.delivered.get(event.kind) ?? 0) + 1)
+        if (route.save !== null) progressed.add(route)
       }
     } catch (error) {
       // What follows in this batch was produced and is not counted as delivered: the cells' losses tell of it.
       if (!(error instanceof DecodeError)) throw error
     }
+    saveSoon()
   }
-  const probes: NativeProbes = new options.native.Probes(options.objectDir, options.level, options.parentCgroup, onBatch, options.ringBytes)
+  const probes: NativeProbes = new options.native.Probes(options.objectDir, options.level, options.parentCgroup, onBatch, options.ringBytes, options.inherited?.kept)
   let reports: ProbeReport[]
   try {
     reports = probes.load()
@@ -102,20 +134,25 @@ export function openProbes(options: ProbesOptions): Probes {
       throw new AmbitError('KERNEL_LACKS', { attempted: 'load the eBPF programs', why: reports.find(report => report.state === 'missing')?.detail ?? 'there are none', remedy: 'run `ambit doctor` to see what this kernel offers' })
     }
     reports = probes.attach()
-    probes.detach()
+    const wanted = new Set(options.inherited?.cells.map(({ cgroupId }) => cgroupId))
+    for (const id of probes.inherited()) if (!wanted.has(id)) probes.removeCell(id)
+    for (const { cgroupId, progress } of options.inherited?.cells ?? []) {
+      if (probes.inherited().includes(cgroupId)) cells.set(cgroupId, { ...newRoute(), watched: true, delivered: new Map(Object.entries(progress.delivered)), hits: progress.hits })
+    }
+    if (cells.size === 0) probes.detach()
   } catch (error) {
     probes.close()
     throw error
   }
   let tls: ProbeReport[] = []
   let apiCells = 0
-  let watched = 0
+  let watched = cells.size
   let lingering: NodeJS.Timeout | null = null
 
   return {
     addCell(cgroupId, initPid) {
       probes.addCell(cgroupId, initPid)
-      cells.set(cgroupId, { log: null, watched: false, waiting: [], delivered: new Map(), api: null, attempts: new Map(), hits: { oom: [], forks: [] } })
+      cells.set(cgroupId, newRoute())
     },
     watch(cgroupId, api) {
       const route = known(cells, cgroupId)
@@ -144,6 +181,7 @@ export function openProbes(options: ProbesOptions): Probes {
       }
     },
     holdPrograms: (cgroupId, programs) => probes.holdPrograms(cgroupId, programs),
+    knows: cgroupId => cells.has(cgroupId),
     attachRelay: (...sockets) => probes.attachRelay(...sockets),
     relayAnswers: handle => probes.relayAnswers(handle),
     detachRelay: handle => probes.detachRelay(handle),
@@ -153,6 +191,15 @@ export function openProbes(options: ProbesOptions): Probes {
       for (const body of route.waiting.splice(0)) log.append(body)
     },
     hooks: () => [...reports, ...tls].map(hookReport),
+    keepable: () => probes.keepable(),
+    relayLink: handle => probes.keepable()[`relay ${handle}`],
+    adoptRelay: (link, answers) => probes.adoptRelay(link, answers),
+    onProgress(cgroupId, save) {
+      const route = known(cells, cgroupId)
+      route.save = save
+      progressed.add(route)
+      saveSoon()
+    },
     flush: () => probes.flush(),
     hits: cgroupId => known(cells, cgroupId).hits,
     finalSets(cgroupId) {
@@ -172,6 +219,10 @@ export function openProbes(options: ProbesOptions): Probes {
       probes.close()
     },
   }
+}
+
+function newRoute(): Route {
+  return { log: null, watched: false, waiting: [], delivered: new Map(), api: null, attempts: new Map(), hits: { oom: [], forks: [] }, save: null }
 }
 
 /** A program without a single function of the library uses the shared one: that is no gap. */

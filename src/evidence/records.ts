@@ -74,6 +74,7 @@ export const evidenceBody = z.discriminatedUnion('type', [
   z.object({ type: z.literal('syscalls'), calls: z.array(syscallCount), outOfRange: z.number().int() }),
   z.object({ type: z.literal('limit'), limit: z.enum(['ttl', 'memory', 'pids', 'cpu']), detail: z.string().describe('one clause that names the limit and who ran into it'), by: z.array(culprit).max(64).optional() }),
   z.object({ type: z.literal('loss'), event: z.string().describe('event kind as in bpf/events.h'), family: z.enum(FAMILIES), produced: z.number().int(), delivered: z.number().int(), dropped: z.number().int() }),
+  z.object({ type: z.literal('gap'), since: z.string().describe('time of the last record before it'), unobserved: z.array(z.enum(FAMILIES)).describe('families that the evidence cannot speak of meanwhile'), detail: z.string().describe('why, and who saw what') }),
   z.object({ type: z.literal('cell.ended'), code: z.number().int().nullable(), signal: z.string().nullable(), reason: z.enum(['exited', 'ttl', 'client-gone', 'memory', 'daemon-stopped', 'launch-failed']), wallMs: z.number(), userMs: z.number(), systemMs: z.number(), maxRssKiB: z.number() }),
 ])
 export type EvidenceBody = z.infer<typeof evidenceBody>

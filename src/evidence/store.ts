@@ -6,6 +6,8 @@ import { contractDigest, writeContract } from '../contract/write.ts'
 import { AmbitError } from '../errors.ts'
 import { CellLog } from './cell-log.ts'
 import { digest } from './chain.ts'
+import { reopenLog } from './resume.ts'
+import type { EvidenceRecord } from './records.ts'
 import { sealStatement, type SigningKey } from './sign.ts'
 import { BUNDLE, PREDICATE_TYPE, type EvidenceStatement } from './statement.ts'
 
@@ -51,6 +53,15 @@ export class EvidenceStore {
     this.#open.set(id, log)
     this.#tell(id)
     return log
+  }
+
+  /** Goes on with a log that a former daemon began and did not seal. Throws EVIDENCE_UNREADABLE if it was changed. */
+  resume(id: string): { log: CellLog; records: EvidenceRecord[] } {
+    const begun = reopenLog(id, join(this.pathOf(id), BUNDLE.log))
+    const log = new CellLog(id, join(this.pathOf(id), BUNDLE.log), this.#limit, () => this.#tell(id), begun)
+    this.#open.set(id, log)
+    this.#tell(id)
+    return { log, records: begun.records }
   }
 
   /**

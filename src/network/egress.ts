@@ -27,6 +27,8 @@ export type EgressOptions = {
   hosts: Readonly<Record<string, string>>
   mode: 'observe' | 'enforce'
   emit(body: EvidenceBody): void
+  /** What a former daemon's resolver answered in this cell: connections to those addresses are still meant for those names. */
+  answered?: readonly { name: string; addresses: readonly string[] }[]
 }
 
 export type Egress = {
@@ -41,7 +43,7 @@ export type Egress = {
  * In `observe` any public destination is reached; private, link-local, metadata and the host's own addresses are refused in both
  * modes unless the contract names them.
  */
-export async function openEgress({ netns, answers, sockets, grants, hosts, mode, emit }: EgressOptions): Promise<Egress> {
+export async function openEgress({ netns, answers, sockets, grants, hosts, mode, emit, answered }: EgressOptions): Promise<Egress> {
   const { relay4, relay6, dnsUdp4, dnsUdp6, dnsTcp4, dnsTcp6, udp4, udp6 } = sockets
   // A host without IPv6 has none of its sockets (-1).
   const there = (fds: number[]): number[] => fds.filter(fd => fd >= 0)
@@ -56,6 +58,7 @@ export async function openEgress({ netns, answers, sockets, grants, hosts, mode,
   const over = (protocol: Protocol): HostGrant[] => hostGrants.filter(grant => protocolOf(grant) === protocol)
   const policy = policyOf(over('tcp'), mode)
   const names = cellNames(hosts)
+  for (const { name, addresses } of answered ?? []) names.give(name, addresses.map(parseAddress).filter(address => address !== null))
   const upstream = hostUpstream()
   const journal = openJournal(emit)
   let flows = 0

@@ -24,18 +24,35 @@ async function startDaemon(t: { teardown(end: () => Promise<void>): unknown }): 
   return { dir, socket, pid: child.pid!, ended }
 }
 
-t.test('a daemon whose spawner was killed says so, and ends for its supervisor to see', async t => {
+t.test('a daemon whose spawner was killed notices by itself, tells whoever had a cell, and ends for its supervisor to see', async t => {
   const { dir, socket, pid, ended } = await startDaemon(t)
   t.equal(statSync(socket).mode & 0o777, 0o600, 'only root may ask')
   const contract = join(dir, 'c.yaml')
-  writeFileSync(contract, 'apiVersion: ambit/v1\nkind: Cell\nmetadata: { name: x }\nspec:\n  mode: enforce\n  ttl: 10s\n  authority: { filesystem: { read: [/usr/lib] }, exec: [/usr/bin/true], syscall: { profile: build } }\n')
-  const run = (): { status: number | null; stderr: string } => spawnSync(client, ['run', '--socket', socket, '--contract', contract, '--', '/usr/bin/true'], { cwd: '/usr', encoding: 'utf8' })
-  t.equal(run().status, 0)
+  writeFileSync(contract, 'apiVersion: ambit/v1\nkind: Cell\nmetadata: { name: x }\nspec:\n  mode: enforce\n  ttl: 60s\n  authority: { filesystem: { read: [/usr/lib] }, exec: [/usr/bin/sleep], syscall: { profile: build } }\n')
+  const child = spawn(client, ['run', '--socket', socket, '--contract', contract, '--', '/usr/bin/sleep', '60'], { cwd: '/usr', stdio: 'ignore' })
+  const told = new Promise<number | null>(resolve => child.once('exit', code => resolve(code)))
+  const inCell = (one: string): boolean => {
+    try {
+      return readFileSync(`/proc/${one}/cgroup`, 'utf8').includes(`ambit-${pid}/`)
+    } catch {
+      return false
+    }
+  }
+  const sleeps = (): boolean => spawnSync('pgrep', ['-x', 'sleep'], { encoding: 'utf8' }).stdout.split('\n').some(one => one !== '' && inCell(one))
+  for (let i = 0; i < 1000 && !sleeps(); i++) await sleep(20)
+  t.ok(sleeps())
   const spawner = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').find(one => readFileSync(`/proc/${one}/comm`, 'utf8').startsWith('ambit-spawner'))
   process.kill(Number(spawner), 'SIGKILL')
-  await sleep(200)
-  t.match(run(), { status: 125, stderr: /could not build the cell/ })
-  t.equal(await ended, 1)
+  t.equal(await ended, 1, 'without being asked for anything')
+  t.equal(await told, 125)
+  t.notOk(sleeps())
+})
+
+t.test('two daemons cannot keep the same state', async t => {
+  const { dir } = await startDaemon(t)
+  const second = spawnSync(process.execPath, [join(root, 'dist/cli/main.js'), 'daemon', '--state', join(dir, 'state'), '--socket', join(dir, 'other.sock'), '--feed-port', '0'], { encoding: 'utf8', timeout: 20_000 })
+  t.equal(second.status, 2)
+  t.match(second.stderr, /could not keep state in .*state: another daemon does/)
 })
 
 t.test('a second daemon on the same socket says so and ends', async t => {

@@ -123,7 +123,7 @@ export interface NativeSpawner {
   reserve(reservation: Reservation): Promise<ReservedCell>
   /** Builds a reserved cell as planned; nothing of the job runs yet. After a refusal the cell is gone, or of no use: kill its group. */
   prepare(plan: LaunchPlan): Promise<number>
-  /** Lets the command start. */
+  /** Lets the command start as soon as the cell is built; may be called while `prepare` is under way. */
   go(id: string): void
   /** Sends a signal to the command, or to `all` processes of the cell, through cell-init, which is not otherwise reachable. */
   signal(id: string, signal: number, all?: boolean): void

@@ -241,7 +241,7 @@ Napi::Value Spawner::Prepare(const Napi::CallbackInfo& info) {
 void Spawner::Go(const Napi::CallbackInfo& info) {
   std::string id = info[0].ToString();
   auto cell = cells_.find(id);
-  if (cell == cells_.end() || !cell->second.prepared) ThrowErrno(info.Env(), "let the command start: no such cell is prepared", ESRCH);
+  if (cell == cells_.end() || !cell->second.planned) ThrowErrno(info.Env(), "let the command start: no such cell has a plan", ESRCH);
   AskMessage ask = {kGo};
   CopyText(ask.id, id);
   Send(info.Env(), ask, {}, "let the command start");

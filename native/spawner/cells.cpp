@@ -61,11 +61,11 @@ void Cells::Take(const AskMessage& ask, std::vector<Fd> fds) {
   if (ask.ask == kKeep && (id.empty() || cell != nullptr)) return Keep(id, TextOf(ask.name), std::move(fds));
   if (cell == nullptr || !cell->reserved) return;
   if (ask.ask == kPrepare && !cell->planned) return Prepare(*cell, std::move(fds));
-  if (!cell->prepared) return;
+  if (!cell->planned) return;
   if (ask.ask == kHold) Hold(*cell, ask.deadline);
-  if (ask.ask == kGo && !cell->running) {
-    cell->running = true;
-    Order(*cell, kRun, 0);
+  if (ask.ask == kGo) {
+    cell->wanted = true;
+    Run(*cell);
   }
   if (ask.ask == kSignal && cell->running) Order(*cell, kDeliver, ask.signal);
   if (ask.ask == kSignalAll && cell->running) Order(*cell, kDeliverAll, ask.signal);
@@ -181,7 +181,14 @@ void Cells::Prepared(Cell& cell) {
   CopyText(message.id, cell.id);
   cell.prepared = true;
   message.unheld = cell.unheld;
+  Run(cell);
   Tell(message);
+}
+
+void Cells::Run(Cell& cell) {
+  if (!cell.prepared || !cell.wanted || cell.running) return;
+  cell.running = true;
+  Order(cell, kRun, 0);
 }
 
 bool Cells::Listen(Cell& cell) {

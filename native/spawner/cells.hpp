@@ -41,9 +41,9 @@ class Cells {
     Fd pidfd;
     Fd control;
     uint32_t base = 0, count = 0;
-    // Its namespaces stand; a plan was sent; it is built as planned; the command was let go.
     uint32_t unheld = 0;  // trees whose sockets can be connected to
-    bool reserved = false, planned = false, prepared = false, running = false;
+    // Its namespaces stand; a plan was sent; it is built as planned; the command may start; it was let go.
+    bool reserved = false, planned = false, prepared = false, wanted = false, running = false;
     bool held = false, asked_to_end = false;
     int64_t deadline = 0;  // CLOCK_BOOTTIME, ms
     uint32_t mask = 0;     // of the sockets
@@ -69,6 +69,8 @@ class Cells {
   bool Listen(Cell& cell);
   void Reserved(Cell& cell, uint32_t mask, std::vector<Fd> fds);
   void Prepared(Cell& cell);
+  // Lets the command start once it may and everything is there.
+  void Run(Cell& cell);
   void Reap(Cell& cell);
   void Tell(const TellMessage& message, const std::vector<int>& fds = {});
   Cell* Find(std::string_view id);

@@ -34,15 +34,18 @@ const LANDLOCK_KNOWN = 9
 
 /**
  * Makes a reserved cell what its contract says, lets it go and follows it to its end. The log gets everything from
- * `cell.started` to `cell.ended`; whatever fails before the command starts leaves nothing behind and throws.
+ * `cell.started` to `cell.ended`; whatever fails before the command starts leaves nothing behind but the log, if it was begun, and throws.
  */
-export async function startCell(host: CellHost, reserved: Reserved, request: CellRequest, log: CellLog, revoke: () => Promise<EvidenceBody[]>, beforeGo: (started: number) => void = () => {}): Promise<Cell> {
+export async function startCell(host: CellHost, reserved: Reserved, request: CellRequest, begin: (id: string) => CellLog, revoke: () => Promise<EvidenceBody[]>, beforeGo: (started: number) => void = () => {}): Promise<Cell> {
   const { id, slot, cgroup } = reserved
   const { contract } = request
   const started = Date.now()
 
   let egress: Egress | undefined
   let held = false
+  let log: CellLog | undefined
+  /** What the network told before the first records were written. */
+  const early: EvidenceBody[] = []
   try {
     const opened: number[] = []
     let built: Promise<number>
@@ -51,8 +54,9 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
     } finally {
       for (const fd of opened) closeSync(fd)
     }
-    // While the spawner and the cell's process 1 are at work.
-    const opening = (async () => {
+    // All this while the spawner and the cell's process 1 are at work.
+    const listening = (async () => {
+      const begun = begin(id)
       host.probes.watch(cgroup.id, await apiReader(request.apiHosts))
       const programs = programsHeld(request)
       held = programs !== null && host.probes.holdPrograms(cgroup.id, programs)
@@ -62,25 +66,27 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
       try {
         egress = await openEgress({
           netns: reserved.native.netns, answers, sockets: reserved.native, grants: contract.spec.authority.network, hosts: contract.spec.hosts, mode: contract.spec.mode,
-          emit: body => log.append(body),
+          emit: body => { if (log === undefined) early.push(body); else log.append(body) },
         })
       } finally {
         closeSync(answers)
       }
-      return egress
+      beforeGo(started)
+      host.spawner.go(id)
+      return { begun, hooks: egress.hooks() }
     })()
-    const [{ hooks }, unheld] = await all(opening, built)
-    beforeGo(started)
-    host.spawner.go(id)
-    host.probes.route(cgroup.id, log)
+    const [unheld, { begun, hooks }] = await both(built, listening)
+    log = begun
     log.append({
       type: 'cell.started', cell: id, mode: contract.spec.mode, contract, contractDigest: contractDigest(contract), argv: request.argv,
-      host: hostname(), boot: readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(), kernel: `${release()} ${arch()}`,
+      host: hostname(), boot: bootId(), kernel: `${release()} ${arch()}`,
       pipeline: contract.metadata.pipeline ?? null, links: linksOf(contract, request.owner),
       ...(contract.spec.rootfs === undefined ? {} : { rootfs: contract.spec.rootfs }),
     })
-    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks(), ...request.credentialHooks], enforcers: [...enforcers(host.native, contract, held, unheld), { name: 'loss of the daemon', state: request.lasts ? 'the cell goes on, until its ttl' : 'the cell ends' }, ...request.limitEnforcers] })
+    log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks, ...request.credentialHooks], enforcers: [...enforcers(host.native, contract, held, unheld), { name: 'loss of the daemon', state: request.lasts ? 'the cell goes on, until its ttl' : 'the cell ends' }, ...request.limitEnforcers] })
     for (const event of request.credentials) log.append(event)
+    for (const body of early.splice(0)) log.append(body)
+    host.probes.route(cgroup.id, log)
   } catch (error) {
     await egress?.close()
     await reserved.release()
@@ -90,12 +96,17 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
   return follow(host, reserved, { contract, started, remainingMs: ttlSeconds(contract.spec.ttl) * 1000, egress, log, revoke })
 }
 
-/** Both, or the first failure once neither is at work any more. */
-async function all<A, B>(first: Promise<A>, second: Promise<B>): Promise<[A, B]> {
+/** Waits for both; throws what made either fail, once neither is at work any more. */
+async function both<A, B>(first: Promise<A>, second: Promise<B>): Promise<[A, B]> {
   const [a, b] = await Promise.allSettled([first, second])
-  if (b.status === 'rejected') throw b.reason
   if (a.status === 'rejected') throw a.reason
+  if (b.status === 'rejected') throw b.reason
   return [a.value, b.value]
+}
+
+let boot: string | undefined
+function bootId(): string {
+  return boot ??= readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
 }
 
 /** Loaded with the first cell that declares an API. */

@@ -39,6 +39,8 @@ export type Cgroups = {
   /** Why this host cannot hold such a limit; null: it can. */
   lacks(limit: OptionalLimit): string | null
   /** How often a limit was hit since the cell began. */
+  /** Whether memory or pids were at an end: two short reads. */
+  limitsHit(id: string): boolean
   events(id: string): LimitEvents
   /** Goes on with these cells of a former daemon; what else it left is killed, and removed in time. */
   adopt(ids: readonly string[]): void
@@ -189,6 +191,9 @@ export function openCgroups(host: CgroupHost = thisHost(), former?: CgroupPlace)
     }
   }
 
+  const oomKills = (id: string): number => keyed(join(folderIn(parentOf('memory'), id), v1Parents.has('memory') ? 'memory.oom_control' : 'memory.events'), 'oom_kill')
+  const pidsMax = (id: string): number => keyed(join(folderIn(parentOf('pids'), id), 'pids.events'), 'max')
+
   const parentsFor = (limits: CellLimits): string[] => {
     const asked: Controller[] = [...(limits.cpus === undefined ? [] : ['cpu' as const]), ...(limits.io === undefined ? [] : ['io' as const])]
     return [...new Set([...parents, ...asked.map(parentOf)])]
@@ -257,16 +262,17 @@ export function openCgroups(host: CgroupHost = thisHost(), former?: CgroupPlace)
       if (limit === 'io write' && v1Parents.has('io')) return 'the blkio controller of cgroup v1 sees a write only where it is direct: what the kernel writes back later is nobody\'s'
       return missing.get('io') ?? null
     },
+    limitsHit: id => oomKills(id) > 0 || pidsMax(id) > 0,
     events(id) {
       const memory = folderIn(parentOf('memory'), id)
       const most = Math.max(...['memory.max_usage_in_bytes', 'memory.memsw.max_usage_in_bytes'].map(file => Number(words(join(memory, file))[0] ?? 0)))
       const limit = Number(words(join(memory, 'memory.limit_in_bytes'))[0] ?? Infinity)
       const cpu = join(folderIn(parentOf('cpu'), id), 'cpu.stat')
       return {
-        oomKills: keyed(join(memory, v1Parents.has('memory') ? 'memory.oom_control' : 'memory.events'), 'oom_kill'),
+        oomKills: oomKills(id),
         // v1's count of failures stays 0 on some kernels; what was refused last may be as large as a huge page.
         memoryAtLimit: v1Parents.has('memory') ? most + HUGE_PAGE >= limit : keyed(join(memory, 'memory.events'), 'max') > 0,
-        pidsMax: keyed(join(folderIn(parentOf('pids'), id), 'pids.events'), 'max'),
+        pidsMax: pidsMax(id),
         heldBackMs: v1Parents.has('cpu') ? keyed(cpu, 'throttled_time') / 1e6 : keyed(cpu, 'throttled_usec') / 1e3,
       }
     },

@@ -69,11 +69,12 @@ export function follow(host: CellHost, reserved: Reserved, { contract, started, 
       told.push({ type: 'limit', limit: 'ttl', by: [], detail: `time limit of ${contract.spec.ttl} reached while no daemon was there` })
       log.append(told.at(-1)!)
     }
-    return { end, hits: host.cgroups.events(id) }
+    return { end, limited: host.cgroups.limitsHit(id) }
   })()
 
   const finish = async (): Promise<CellEnd> => {
-    const { end, hits } = await ending
+    const { end } = await ending
+    const hits = host.cgroups.events(id)
     host.cgroups.killCell(id)
     if (reserved.relay !== null) host.probes.detachRelay(reserved.relay)
     await egress?.close()
@@ -95,8 +96,8 @@ export function follow(host: CellHost, reserved: Reserved, { contract, started, 
   }
   const ended = finish()
   // Where a limit was hit or the cell was ended from outside, the reason is known with the evidence only.
-  const exited = ending.then(({ end, hits }): CellEnd | Promise<CellEnd> => {
-    const quiet = end.failed === null && reason === 'exited' && hits.oomKills === 0 && hits.pidsMax === 0
+  const exited = ending.then(({ end, limited }): CellEnd | Promise<CellEnd> => {
+    const quiet = end.failed === null && reason === 'exited' && !limited
     return quiet ? { code: end.code, signal: end.signal, reason, notice: null } : ended
   })
   return { id, kill, signal: signal => { if (!over) host.spawner.signal(id, signal) }, exited, ended }

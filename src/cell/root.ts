@@ -37,7 +37,7 @@ export type RootBuilder = {
   exposeLinks(directories: Iterable<string>, wanted: (real: string) => boolean): void
   /** Links of the top folder that lead to a folder that holds something shown ("/bin" for "/usr/bin"). */
   exposeTopLinks(): void
-  /** Whether a path of the host is shown, itself or through a directory above it. */
+  /** Whether a path of the host, without links in it, is shown, itself or through a directory above it. */
   shows(path: string): boolean
   mounts(): Mount[]
 }
@@ -132,7 +132,7 @@ export function rootBuilder(writable: readonly string[], asUser?: { uid: number;
         if (covered(folder) || shown.some(path => path.startsWith(`${folder}/`))) link(`/${entry.name}`, to)
       }
     },
-    shows: path => covered(realpathOrNull(path) ?? path),
+    shows: covered,
     mounts: () => [...[...binds.values()].sort(byDepth), ...[...links.values()].filter(({ target }) => !covered(dirname(target)))],
   }
 }

@@ -3,14 +3,23 @@ import { stringify } from 'yaml'
 import type { Contract } from './schema.ts'
 
 /** YAML that reads back to the same contract, with nothing left to a default. */
-export function writeContract(contract: Contract): string {
+export const writeContract = once((contract: Contract): string => {
   const { apiVersion, kind, metadata, spec } = contract
   return stringify({ apiVersion, kind, metadata, spec }, { lineWidth: 0, aliasDuplicateObjects: false })
-}
+})
 
 /** SHA-256, hex, of the contract in canonical JSON: the same for every way of writing it. */
-export function contractDigest(contract: Contract): string {
-  return createHash('sha256').update(canonicalJson(contract)).digest('hex')
+export const contractDigest = once((contract: Contract): string => createHash('sha256').update(canonicalJson(contract)).digest('hex'))
+
+/** Remembers the text for a contract that nobody can change. */
+function once(write: (contract: Contract) => string): (contract: Contract) => string {
+  const known = new WeakMap<Contract, string>()
+  return contract => {
+    if (!Object.isFrozen(contract)) return write(contract)
+    const text = known.get(contract) ?? write(contract)
+    known.set(contract, text)
+    return text
+  }
 }
 
 /** JSON without spaces, keys in order of their UTF-16 code units (RFC 8785); contracts hold no numbers but whole ones. */

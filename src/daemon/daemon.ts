@@ -15,14 +15,14 @@ import type { CellHost } from '../cell/reserve.ts'
 import { openSlots } from '../cell/slots.ts'
 import { openSpares } from '../cell/spares.ts'
 import type { Policy } from '../contract/policy.ts'
-import { readContract } from '../contract/read.ts'
+import { readRecentContract } from '../contract/recent.ts'
 import { ttlSeconds, type Contract } from '../contract/schema.ts'
 import { grantCredentials } from '../credentials/grant.ts'
 import type { Issuers } from '../credentials/config.ts'
 import { AmbitError } from '../errors.ts'
 import { openProbes } from '../evidence/probes.ts'
 import { loadOrCreateKey } from '../evidence/sign.ts'
-import { EvidenceStore } from '../evidence/store.ts'
+import { EvidenceStore, type CellLog } from '../evidence/store.ts'
 import { native, type CellExit, type PeerCredentials } from '../native.ts'
 import { PACKAGE_ROOT, VERSION } from '../package.ts'
 import { closeLater, runDescriptors } from './descriptors.ts'
@@ -155,7 +155,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   const run = async (connection: number, peer: PeerCredentials, message: RunMessage, fds: number[]): Promise<void> => {
     if (stopping) throw new AmbitError('CELL_FAILED', { attempted: 'build the cell', why: 'the daemon is stopping', remedy: 'try again later' })
     const { stdio, workspace, evidence } = runDescriptors(addon, fds, message.evidence, own)
-    const contract: Contract = readContract(message.contract.text, message.contract.file, handedProfile(message))
+    const contract: Contract = readRecentContract(message.contract.text, message.contract.file, handedProfile(message))
     options.policy?.admit(contract, peer, message.contract)
     const owner = { uid: peer.uid, gid: peer.gid }
     refuseOwn(contract, own)
@@ -175,14 +175,14 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
         await overlays.discard()
         return released(error)
       })
-      const cellLog = store.begin(id)
+      let begun: CellLog | undefined
       let cell: Cell
       try {
         cell = await startCell(host, reserved, {
           contract, argv: message.argv, env: credentials.env, stdio, workspace,
           owner, handed: credentials.handed, credentials: credentials.events, credentialHooks: credentials.hooks,
           apiHosts: credentials.apiHosts, overlays, limitEnforcers: held.enforcers, lasts,
-        }, cellLog, credentials.revoke, started => {
+        }, () => begun = store.begin(id), credentials.revoke, started => {
           if (lasts) letGo = holdCell(host, reserved, {
             id, slot: reserved.slot, contract: message.contract.text, uid: peer.uid, gid: peer.gid, cgroup: { ...reserved.cgroup, id: String(reserved.cgroup.id) },
             started, deadline: bootMs() + ttlSeconds(contract.spec.ttl) * 1000, apis: credentials.apiHosts.length > 0, tokens: credentials.tokens,
@@ -190,10 +190,11 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
         })
       } catch (error) {
         await credentials.revoke()
-        await store.abandon(cellLog)
+        if (begun !== undefined) await store.abandon(begun)
         await overlays.discard()
         throw failedToBuild(error)
       }
+      const cellLog = begun!
       cells.set(connection, cell)
       send(connection, { type: 'started', cell: id, ...(lasts && { lasts: 'yes' }) })
       log.info({ cell: id, contract: contract.metadata.name, uid: peer.uid }, 'cell started')

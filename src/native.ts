@@ -8,8 +8,8 @@ import { AmbitError } from './errors.ts'
  */
 
 export type Mount =
-  /** A detached copy of `source` (host path, or a descriptor of the daemon), always nosuid; nodev unless `device`. */
-  | { type: 'bind'; source: string | number; target: string; readonly: boolean; recursive: boolean; device?: boolean; noexec?: boolean;
+  /** A detached copy of `source` (host path, or a descriptor of the daemon), always nosuid and nodev. */
+  | { type: 'bind'; source: string | number; target: string; readonly: boolean; recursive: boolean; noexec?: boolean;
       /** Resolve `source` with this host user's rights (setfsuid), not root's. */
       asUser?: { uid: number; gid: number }
       /** Files of this host owner appear as the cell's 0:0 and files the cell makes belong to that owner. */
@@ -27,8 +27,6 @@ export type Mount =
    */
   | { type: 'overlay'; target: string; upper?: Layer; lower: Layer[]; noexec?: boolean; fromJobs?: boolean }
   | { type: 'tmpfs'; target: string; sizeBytes: number; mode: number; noexec?: boolean }
-  | { type: 'proc'; target: string }
-  | { type: 'devpts'; target: string }
   | { type: 'directory'; target: string; mode: number }
   | { type: 'file'; target: string; content: string; mode: number }
   | { type: 'symlink'; target: string; to: string }
@@ -66,7 +64,7 @@ export type LaunchPlan = {
   /** As they were reserved. */
   ids: { base: number; count: number }
   hostname: string
-  rootSizeBytes: number
+  /** Above /proc and /dev with its terminals, which every cell has. */
   mounts: Mount[]
   /** From `buildSeccomp`; null only in tests. */
   seccomp: Buffer | null

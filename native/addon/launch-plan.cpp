@@ -90,7 +90,7 @@ void ReadSource(const Napi::Object& from, const std::string& field, MountStep* m
 
 void ReadBind(const Napi::Object& from, const std::string& field, MountStep* mount, std::vector<int>* fds) {
   ReadSource(from, field, mount, fds);
-  for (auto [name, flag] : {std::pair{"readonly", kReadonly}, {"recursive", kRecursive}, {"device", kDevice}, {"noexec", kNoexec}, {"optional", kOptional}, {"socket", kSocket}, {"nobody", kNobody}}) {
+  for (auto [name, flag] : {std::pair{"readonly", kReadonly}, {"recursive", kRecursive}, {"noexec", kNoexec}, {"optional", kOptional}, {"socket", kSocket}, {"nobody", kNobody}}) {
     if (Flag(from, name, field)) mount->flags |= flag;
   }
 }
@@ -129,10 +129,6 @@ void ReadMount(const Napi::Value& value, const std::string& field, std::vector<M
     if (Flag(from, "noexec", field)) mount.flags |= kNoexec;
     mount.size = Whole(from.Get("sizeBytes"), field + ".sizeBytes");
     mount.mode = Number32(from.Get("mode"), field + ".mode");
-  } else if (type == "proc") {
-    mount.type = kProc;
-  } else if (type == "devpts") {
-    mount.type = kDevpts;
   } else if (type == "directory") {
     mount.type = kDirectory;
     mount.mode = Number32(from.Get("mode"), field + ".mode");
@@ -144,7 +140,7 @@ void ReadMount(const Napi::Value& value, const std::string& field, std::vector<M
     mount.type = kSymlink;
     mount.content = Text(from.Get("to"), field + ".to");
   } else {
-    Wrong(value.Env(), field + ".type", "bind, overlay, tmpfs, proc, devpts, directory, file or symlink");
+    Wrong(value.Env(), field + ".type", "bind, overlay, tmpfs, directory, file or symlink");
   }
   mounts->push_back(std::move(mount));
 }
@@ -211,7 +207,6 @@ Plan ReadLaunchPlan(const Napi::Value& value, std::vector<int>* fds) {
   plan.base = Number32(ids.Get("base"), "ids.base");
   plan.count = Number32(ids.Get("count"), "ids.count");
   plan.hostname = Text(from.Get("hostname"), "hostname");
-  plan.root_size = Whole(from.Get("rootSizeBytes"), "rootSizeBytes");
   plan.uid = Number32(from.Get("uid"), "uid");
   plan.gid = Number32(from.Get("gid"), "gid");
   ForEach(from.Get("mounts"), "mounts", [&](const Napi::Value& one, const std::string& field) { ReadMount(one, field, &plan.mounts, fds); });

@@ -37,7 +37,7 @@ inline bool IsInside(std::string_view path, std::string_view folder) {
   return path.substr(0, folder.size()) == folder && (path.size() == folder.size() || path[folder.size()] == '/');
 }
 
-inline bool IsWritableBind(const MountStep& mount) { return mount.type == kBind && (mount.flags & (kReadonly | kDevice | kLayer)) == 0; }
+inline bool IsWritableBind(const MountStep& mount) { return mount.type == kBind && (mount.flags & (kReadonly | kLayer)) == 0; }
 
 // A tree in which jobs, of before or of now, may have put links: nothing of ours is mounted in it. The root of an image is
 // none, because the cell's own folders lie in a layer above the image.
@@ -73,7 +73,6 @@ inline std::string WhatIsWrong(const Plan& p, size_t given) {
   if (!IsIdRange(p.base, p.count)) return "the range of ids";
   if (p.uid >= p.count - 1 || p.gid >= p.count - 1) return "the ids of the command: the last one is cell-init's";
   if (p.hostname.empty() || p.hostname.size() > 64 || !IsText(p.hostname)) return "the host name";
-  if (p.root_size < 65536) return "the size of the root";
   if (!IsPlainPath(p.cwd)) return "the working directory";
   if (p.argv.empty() || p.argv[0].empty()) return "the command";
   for (auto& word : p.argv) if (!IsText(word)) return "an argument: it holds a NUL";
@@ -88,7 +87,7 @@ inline std::string WhatIsWrong(const Plan& p, size_t given) {
   if (std::string wrong = WhatIsWrongWithLayers(p.mounts); !wrong.empty()) return wrong;
   for (size_t i = 0; i < p.mounts.size(); i++) {
     auto& m = p.mounts[i];
-    if (m.type > kOverlay || m.flags > 8191) return "the type of a mount";
+    if (m.type > kOverlay || m.flags > 4095) return "the type of a mount";
     if (!IsPlainPath(m.target) || (m.target == "/" && m.type != kBind && m.type != kOverlay)) return "the target of a mount: " + m.target;
     if (m.mode > 01777) return "the mode of " + m.target;
     if (m.type == kTmpfs && m.size < 4096) return "the size of " + m.target;

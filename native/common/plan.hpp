@@ -12,11 +12,11 @@ namespace ambit {
 
 constexpr uint32_t kPlanMagic = 0x31424d41;  // "AMB1"
 
-enum MountType : uint32_t { kBind, kTmpfs, kProc, kDevpts, kDirectory, kFile, kSymlink, kOverlay };
+enum MountType : uint32_t { kBind, kTmpfs, kDirectory, kFile, kSymlink, kOverlay };
 // kLayer: a bind that is no mount of its own but a layer of the overlay that follows, the top one first. kUpper: the layer
 // that takes the writes; it holds the folders "upper" and "work". kIdmapAll: every owner on disk keeps its number in the
 // cell, root too. kFromJobs: an overlay over what jobs of before may have written.
-enum MountFlag : uint32_t { kReadonly = 1, kRecursive = 2, kDevice = 4, kNoexec = 8, kAsUser = 16, kIdmap = 32, kOptional = 64, kLayer = 128, kUpper = 256, kIdmapAll = 512, kFromJobs = 1024, kSocket = 2048, kNobody = 4096 };
+enum MountFlag : uint32_t { kReadonly = 1, kRecursive = 2, kNoexec = 4, kAsUser = 8, kIdmap = 16, kOptional = 32, kLayer = 64, kUpper = 128, kIdmapAll = 256, kFromJobs = 512, kSocket = 1024, kNobody = 2048 };
 enum LandlockFlag : uint32_t { kLandlockRead = 1, kLandlockWrite = 2, kLandlockExecute = 4 };
 
 struct MountStep {
@@ -39,7 +39,6 @@ struct Plan {
   std::string id;
   uint32_t base = 0, count = 0;       // host ids of the cell, as they were reserved
   std::string hostname;
-  uint64_t root_size = 0;
   uint32_t uid = 0, gid = 0;          // in the cell
   std::string cwd;
   std::vector<std::string> argv, env;
@@ -99,7 +98,7 @@ class Reader {
 inline std::string Encode(const Plan& p) {
   Writer w;
   auto list = [&](const std::vector<std::string>& items) { w.U32(items.size()); for (auto& item : items) w.Str(item); };
-  w.U32(kPlanMagic); w.Str(p.id); w.U32(p.base); w.U32(p.count); w.Str(p.hostname); w.U64(p.root_size);
+  w.U32(kPlanMagic); w.Str(p.id); w.U32(p.base); w.U32(p.count); w.Str(p.hostname);
   w.U32(p.uid); w.U32(p.gid); w.Str(p.cwd); list(p.argv); list(p.env);
   w.U32(p.rlimits.size());
   for (auto& r : p.rlimits) { w.U32(r.resource); w.U64(r.soft); w.U64(r.hard); }
@@ -119,7 +118,7 @@ inline bool Decode(const char* data, size_t size, Plan* p) {
   Reader r(data, size);
   auto list = [&](std::vector<std::string>* items) { for (uint32_t n = r.Count(); n > 0 && r.ok(); n--) items->push_back(r.Str()); };
   if (r.U32() != kPlanMagic) return false;
-  p->id = r.Str(); p->base = r.U32(); p->count = r.U32(); p->hostname = r.Str(); p->root_size = r.U64();
+  p->id = r.Str(); p->base = r.U32(); p->count = r.U32(); p->hostname = r.Str();
   p->uid = r.U32(); p->gid = r.U32(); p->cwd = r.Str(); list(&p->argv); list(&p->env);
   for (uint32_t n = r.Count(); n > 0 && r.ok(); n--) { Rlimit l; l.resource = r.U32(); l.soft = r.U64(); l.hard = r.U64(); p->rlimits.push_back(l); }
   for (uint32_t n = r.Count(); n > 0 && r.ok(); n--) {

@@ -98,7 +98,7 @@ static void BecomeOwnUser(uint32_t id, uint64_t of_command) {
 }
 
 // What takes no plan: done ahead for cells that nobody has asked for yet.
-static void SetUpNamespaces() {
+static Skeleton SetUpNamespaces() {
   // Now that the cgroups are entered: the namespace's roots are those of whoever makes it.
   Must(unshare(CLONE_NEWCGROUP), "make the cgroup namespace");
   Must(setsid(), "make a session");
@@ -109,10 +109,11 @@ static void SetUpNamespaces() {
   std::vector<int> fds;
   for (auto& socket : sockets.fds) fds.push_back(socket.get());
   Say(listening, fds);
+  return BuildSkeleton();
 }
 
-static void Build(Work work) {
-  BuildRoot(work.plan, std::move(work.trees));
+static void Build(Work work, Skeleton skeleton) {
+  BuildRoot(work.plan, std::move(work.trees), std::move(skeleton));
   Must(sethostname(work.plan.hostname.data(), work.plan.hostname.size()), "set the host name");
   BecomeOwnUser(work.plan.count - 1, work.plan.capabilities);
   Say({kReady});
@@ -181,10 +182,10 @@ int main() {
   umask(0);
   try {
     Must(static_cast<int>(syscall(SYS_close_range, kSpawner + 1, ~0U, 0)), "close what was inherited");
-    SetUpNamespaces();
+    Skeleton skeleton = SetUpNamespaces();
     Work work = Receive();
     Plan plan = work.plan;
-    Build(std::move(work));
+    Build(std::move(work), std::move(skeleton));
     Serve(plan);
   } catch (const Failure& failure) {
     End(failure);

@@ -64,11 +64,6 @@ static Fd OpenTreeOf(const MountStep& mount, const Plan& plan, const std::vector
     if (!opened && (errno == ENOENT || errno == ENOTDIR) && (mount.flags & kOptional) != 0) return {};
     source = Must(opened.get(), "open", mount.source);
   }
-  if ((mount.flags & kDevice) != 0) {
-    struct stat status;
-    Must(fstat(source, &status), "look at", mount.source);
-    if (!S_ISCHR(status.st_mode)) Fail("show " + mount.target + ": it is no character device", ENODEV);
-  }
   if ((mount.flags & kSocket) != 0) {
     struct stat status;
     Must(fstat(source, &status), "look at", mount.source);
@@ -79,9 +74,8 @@ static Fd OpenTreeOf(const MountStep& mount, const Plan& plan, const std::vector
   Fd tree(OpenTree(source, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | deep));
   Must(tree.get(), "copy the mount for", mount.target);
   struct mount_attr attributes = {};
-  attributes.attr_set = MOUNT_ATTR_NOSUID;
+  attributes.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
   if ((mount.flags & kReadonly) != 0) attributes.attr_set |= MOUNT_ATTR_RDONLY;
-  if ((mount.flags & kDevice) == 0) attributes.attr_set |= MOUNT_ATTR_NODEV;
   if ((mount.flags & kNoexec) != 0) attributes.attr_set |= MOUNT_ATTR_NOEXEC;
   // A copy is in its source's peer group: what the host mounts there later would appear in the cell.
   attributes.propagation = MS_PRIVATE;

@@ -76,8 +76,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
 
   const mounts: Mount[] = [
     ...(rootfs === undefined ? hostMounts(request, writable, interpreters, noexec) : [imageMount(request, rootfs)]),
-    { type: 'proc', target: '/proc' },
-    ...devices(noexec),
+    { type: 'tmpfs', target: '/dev/shm', sizeBytes: 64 * MIB, mode: 0o1777, noexec: noexec('/dev/shm') },
     { type: 'tmpfs', target: '/tmp', sizeBytes: 512 * MIB, mode: 0o1777, noexec: noexec('/tmp') },
     // Packages keep their locks and sockets there.
     ...(ownRun ? [{ type: 'tmpfs', target: '/run', sizeBytes: 16 * MIB, mode: 0o755, noexec: true } as const, { type: 'directory', target: '/run/lock', mode: 0o1777 } as const] : []),
@@ -98,7 +97,6 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
     stdio: request.stdio,
     ids: idsOf(request.slot),
     hostname: 'cell',
-    rootSizeBytes: 64 * MIB,
     mounts,
     seccomp: filterFor(native, authority.syscall, { programsListed: enforce && !exec.includes('*'), setIdHarmless: workspace !== 'shared' && writable.length === 0 }),
     landlock: enforce && native.landlockAbi() > 0 ? { rules: landlockRules(read, [...write, ...authority.network.flatMap(grant => (isHostGrant(grant) ? [] : [grant.unix]))], exec, interpreters.map(path => (rootfs === undefined ? realpathSync(path) : path)), ownRun) } : null,
@@ -280,16 +278,4 @@ function workspaceMounts(native: NativeAddon, request: PlanRequest, enforce: boo
 /** Granted paths that are not there are left out. */
 function skips({ spec }: Contract): boolean {
   return spec.missingPaths === 'skip'
-}
-
-function devices(noexec: (tree: string) => boolean): Mount[] {
-  const node = (name: string): Mount => ({ type: 'bind', source: `/dev/${name}`, target: `/dev/${name}`, readonly: false, recursive: false, device: true, noexec: true })
-  const link = (name: string, to: string): Mount => ({ type: 'symlink', target: `/dev/${name}`, to })
-  return [
-    { type: 'tmpfs', target: '/dev', sizeBytes: MIB, mode: 0o755, noexec: noexec('/dev') },
-    ...['null', 'zero', 'full', 'random', 'urandom', 'tty'].map(node),
-    { type: 'devpts', target: '/dev/pts' },
-    { type: 'tmpfs', target: '/dev/shm', sizeBytes: 64 * MIB, mode: 0o1777, noexec: noexec('/dev/shm') },
-    link('fd', '/proc/self/fd'), link('stdin', '/proc/self/fd/0'), link('stdout', '/proc/self/fd/1'), link('stderr', '/proc/self/fd/2'), link('ptmx', 'pts/ptmx'),
-  ]
 }

@@ -235,10 +235,11 @@ t.test('nothing is executed where a job can write, from memory, or through the l
   const python = spawnSync('readlink', ['-f', '/usr/bin/python3'], { encoding: 'utf8' }).stdout.trim()
   const narrow = lists(`/usr/bin/bash, /usr/bin/cp, ${python}`)
   const wide = lists('"*"')
-  for (const attack of ['cp /usr/bin/true here && ./here', 'cp /usr/bin/true /tmp/here && /tmp/here', 'cp /usr/bin/true here && /lib64/ld-linux-x86-64.so.2 ./here', 'cp /usr/bin/true /dev/here && /lib64/ld-linux-x86-64.so.2 /dev/here', 'exec python3 memfd.py']) {
+  for (const attack of ['cp /usr/bin/true here && ./here', 'cp /usr/bin/true /tmp/here && /tmp/here', 'cp /usr/bin/true here && /lib64/ld-linux-x86-64.so.2 ./here', 'cp /usr/bin/true /dev/shm/here && /lib64/ld-linux-x86-64.so.2 /dev/shm/here', 'exec python3 memfd.py']) {
     t.equal(run(wide, ['bash', '-c', attack]).status, 0, `${attack}: works where any program is granted`)
     t.not(run(narrow, ['bash', '-c', attack]).status, 0, attack)
   }
+  t.not(run(wide, ['bash', '-c', 'cp /usr/bin/true /dev/here && /lib64/ld-linux-x86-64.so.2 /dev/here']).status, 0, 'among the devices nothing is ever executed')
   t.equal(run(lists('/usr/bin/bash, /usr/bin/cp, /workspace/here'), ['bash', '-c', 'cp /usr/bin/true here && ./here']).status, 0, 'what the job builds can be granted')
 })
 

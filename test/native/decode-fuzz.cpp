@@ -14,7 +14,6 @@ static Plan Whole() {
   plan.base = 100000;
   plan.count = 65536;
   plan.hostname = "cell";
-  plan.root_size = 1 << 20;
   plan.cwd = "/";
   plan.argv = {"sh", "-c", "true"};
   plan.env = {"PATH=/bin", "EMPTY="};

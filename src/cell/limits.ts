@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { memoryBytes, type Contract } from '../contract/schema.ts'
 import { AmbitError } from '../errors.ts'
 import type { Culprit, EvidenceBody } from '../evidence/records.ts'
+import { printable } from '../text.ts'
 import type { CellLimits, Cgroups, LimitEvents, OptionalLimit } from './cgroup.ts'
 
 type Enforcer = { name: string; state: string }
@@ -85,9 +86,9 @@ export function limitRecords({ memory, pids, cpus }: Contract['spec']['limits'],
 
 const NAMED = 4
 
-/** "node[412]", "sh[1], cc1[2] and 3 more"; `count`: how many there were at least, seen or not. */
+/** "node[412]", "sh[1], cc1[2] and 3 more", in one line whatever they call themselves; `count`: how many there were at least, seen or not. */
 export function named(culprits: readonly Culprit[], count: number): string {
-  const shown = culprits.slice(0, NAMED).map(({ comm, pid }) => `${comm}[${pid}]`)
+  const shown = culprits.slice(0, NAMED).map(({ comm, pid }) => `${printable(comm)}[${pid}]`)
   const more = Math.max(culprits.length, count) - shown.length
   if (shown.length === 0) return count === 1 ? 'a process that was not seen' : `${count} processes that were not seen`
   return more > 0 ? `${shown.join(', ')} and ${more} more` : shown.length === 1 ? shown[0]! : `${shown.slice(0, -1).join(', ')} and ${shown.at(-1)}`

@@ -15,7 +15,8 @@ export type Malformed = { why: string }
 
 const TCHAR = '[!#$%&\'*+.^_`|~0-9A-Za-z-]'
 const REQUEST_LINE = new RegExp(`^(${TCHAR}+) ([!-~\\x80-\\xff]+) HTTP/1\\.([01])$`)
-const FIELD = new RegExp(`^(${TCHAR}+):[ \\t]*([\\t -~\\x80-\\xff]*?)[ \\t]*$`)
+/** Blanks around the value are its own: a pattern that could share them out in several ways would try all of them. */
+const FIELD = new RegExp(`^(${TCHAR}+):([\\t -~\\x80-\\xff]*)$`)
 const HEAD_BEGINS = new RegExp(`^${TCHAR}+(?: [!-~\\x80-\\xff]|$| $)`)
 /** HTTP/2 has its own names (RFC 9113), TLS (RFC 2817) its own as well. */
 const HIDES_NAMES = /(?:^|[\s,])(?:h2c|http\/|tls)/i
@@ -51,7 +52,7 @@ function parseHead(lines: string[]): RequestHead | Malformed {
     const field = FIELD.exec(line)
     if (field === null) return malformed
     const name = field[1]!.toLowerCase()
-    fields.set(name, [...fields.get(name) ?? [], field[2]!])
+    fields.set(name, [...fields.get(name) ?? [], withoutBlanks(field[2]!)])
   }
   const hosts = (fields.get('host') ?? []).map(authority)
   if (!target.startsWith('/') && target !== '*') hosts.push(authority(/^https?:\/\/([^/?#]+)(?:[/?]|$)/i.exec(target)?.[1] ?? ''))
@@ -60,6 +61,16 @@ function parseHead(lines: string[]): RequestHead | Malformed {
   if (typeof body === 'object') return body
   const asked = fields.get('upgrade')?.join(',')
   return { host: hosts[0] ?? null, body, upgrade: asked === undefined ? 'none' : HIDES_NAMES.test(asked) ? 'hidden' : 'open' }
+}
+
+/** RFC 9110, 5.6.3: blanks are space and tab alone. */
+function withoutBlanks(value: string): string {
+  let from = 0
+  let to = value.length
+  const blank = (at: number): boolean => value[at] === ' ' || value[at] === '\t'
+  while (from < to && blank(from)) from += 1
+  while (to > from && blank(to - 1)) to -= 1
+  return value.slice(from, to)
 }
 
 /** RFC 9112, 6.3, without what it only tolerates: where two servers could see two ends, there is none. */

@@ -58,6 +58,7 @@ t.test('limits that were hit are told in words, with who hit them', t => {
   t.match(limitRecords(LIMITS, { ...NOTHING, pidsMax: 3 }, { oom: [], forks: [node] }), [{ limit: 'pids', detail: 'limit of 20 processes reached by node[412]: 3 forks were refused' }])
   t.match(limitRecords(LIMITS, { ...NOTHING, heldBackMs: 1234.5 }, none), [{ limit: 'cpu', detail: 'held back for 1.23 s by the limit of 1.5 processors' }])
   t.equal(named([node, { pid: 1, comm: 'a' }], 2), 'node[412] and a[1]')
+  t.equal(named([{ pid: 1, comm: 'a\n\u001b[2J\u202eb' }], 1), 'a\\x0a\\x1b[2J\\u202eb[1]', 'a name is not obeyed, and ends no line')
   t.equal(named(Array.from({ length: 6 }, (_, i) => ({ pid: i, comm: 'p' })), 9), 'p[0], p[1], p[2], p[3] and 5 more')
   t.equal(limitNotice(limitRecords(LIMITS, { oomKills: 1, memoryAtLimit: true, pidsMax: 1, heldBackMs: 5 }, none))?.split('; ').length, 2, 'a share of the processors is no event for a person')
   t.equal(limitNotice([]), null)

@@ -31,6 +31,16 @@ t.test('the out-of-memory killer\'s choice has a name: at the end of the run, in
   t.match(text.split('\n')[0], /ended by SIGKILL \(memory limit of 64MiB reached by python3\[\d+\]: killed\)/)
 })
 
+t.test('a process that names itself like a line of ours writes no line', async t => {
+  const forged = '\\nambit: all ok'
+  const bomb = `import ctypes\nctypes.CDLL(None).prctl(15, b"${forged}", 0, 0, 0)\nx = bytearray(256 << 20)`
+  const named = `${bomb.split('\n').slice(0, 2).join('\n')}\nprint(open("/proc/self/comm").read(), end="")`
+  t.equal(spawnSync('python3', ['-c', named], { encoding: 'utf8' }).stdout, '\nambit: all ok\n', 'the kernel lets it have the name')
+  const { stderr } = await run(place, writeContract(place, { spec: 'limits: { memory: 64MiB }' }), ['python3', '-c', bomb]).result
+  t.match(stderr, /reached by \\x0aambit: all ok\[\d+\]: killed\n$/)
+  t.notMatch(stderr, /^ambit: all ok/m)
+})
+
 t.test('who was refused a process has a name, too; a kill by hand is no limit', async t => {
   const contract = writeContract(place, { spec: 'limits: { pids: 12 }' })
   const crowd = 'for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do sleep 0.3 & done; wait; echo all'

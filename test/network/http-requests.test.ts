@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import { createServer } from 'node:http'
 import { Duplex } from 'node:stream'
+import { runInNewContext } from 'node:vm'
 import t from 'tap'
 import { MAX_HEAD_BYTES, readRequests } from '../../src/network/http-requests.ts'
 
@@ -89,6 +90,19 @@ t.test('however the bytes fall into chunks, the same goes on and the same is ref
       t.match(read(chunks), whole(text))
     }
   }
+})
+
+t.test('blanks are read once, however many there are: a pattern that can share them out would be at it for an hour', t => {
+  // As the grammar is often written: each blank can belong to any of three parts, and all ways are tried before it says no.
+  const script = `new RegExp(${JSON.stringify('^([a-z]+):[ \\t]*([\\t -~]*?)[ \\t]*$')}).test('x:' + ' '.repeat(15_000) + String.fromCharCode(1))`
+  t.throws(() => runInNewContext(script, {}, { timeout: 500 }), { code: 'ERR_SCRIPT_EXECUTION_TIMEOUT' }, 'read so, it does not come to an end')
+  const blanks = ' \t'.repeat(7500)
+  for (const bad of ['\x01', '\x7f', 'x\x01', `x${blanks.slice(0, 500)}\x01`]) {
+    t.match(whole(get('a.example', `X:${blanks}${bad}\r\n`)), { passed: '', why: /malformed/ })
+    t.match(whole(post('Transfer-Encoding: chunked', `0\r\nX:${blanks}${bad}\r\n\r\n`)), { why: /malformed/ })
+  }
+  t.match(whole(`GET / HTTP/1.1\r\nHost:${blanks}a.example \t \r\nX:${blanks.slice(0, 1000)}\r\n\r\n`), { why: null, hosts: ['a.example'] })
+  t.end()
 })
 
 /** The hosts that Node's server, told to be lenient, is asked for by these bytes. */

@@ -145,21 +145,25 @@ class Prologue {
   // Other architectures number their calls otherwise; they are left to libseccomp's program, which kills them.
   // No call of which all is known by its number has its arguments loaded, so that the kernel can remember its verdict
   // (kernel/seccomp.c, seccomp_is_const_allow).
-  std::vector<sock_filter> Build(const std::vector<Conditional>& rules) {
+  std::vector<sock_filter> Build(std::vector<Conditional> rules) {
     if (rules.empty()) return {};
+    // Those of one call together, in their order: its number is looked at once. A short program is loaded sooner.
+    std::stable_sort(rules.begin(), rules.end(), [](const Conditional& a, const Conditional& b) { return a.number < b.number; });
     Load(offsetof(seccomp_data, arch));
-    code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, seccomp_arch_native(), 1, 0));
-    const size_t skip = code_.size();
-    code_.push_back(BPF_STMT(BPF_JMP | BPF_JA, 0));
-    for (const Conditional& rule : rules) {
-      no_.clear();
+    const size_t foreign = Unless(seccomp_arch_native());
+    for (size_t at = 0; at < rules.size();) {
+      const int number = rules[at].number;
       Load(offsetof(seccomp_data, nr));
-      Test(BPF_JEQ, rule.number, kNext, kNo);
-      for (const scmp_arg_cmp& argument : rule.arguments) Compare(argument);
-      code_.push_back(BPF_STMT(BPF_RET | BPF_K, rule.verdict));
-      Land(no_, code_.size());
+      const size_t other = Unless(number);
+      for (; at < rules.size() && rules[at].number == number; at++) {
+        no_.clear();
+        for (const scmp_arg_cmp& argument : rules[at].arguments) Compare(argument);
+        code_.push_back(BPF_STMT(BPF_RET | BPF_K, rules[at].verdict));
+        Land(no_, code_.size());
+      }
+      LandFar(other);
     }
-    code_[skip].k = code_.size() - skip - 1;
+    LandFar(foreign);
     return code_;
   }
 
@@ -168,6 +172,15 @@ class Prologue {
   struct Jump { size_t at; bool if_true; };
 
   void Load(uint32_t offset) { code_.push_back(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offset)); }
+
+  // Goes on if what was loaded is `value`, and else jumps, however far, to where LandFar is told.
+  size_t Unless(uint32_t value) {
+    code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 1, 0));
+    code_.push_back(BPF_STMT(BPF_JMP | BPF_JA, 0));
+    return code_.size() - 1;
+  }
+
+  void LandFar(size_t jump) { code_[jump].k = code_.size() - jump - 1; }
 
   void Test(uint16_t how, uint32_t value, Where if_true, Where if_false) {
     const size_t at = code_.size();
@@ -194,9 +207,12 @@ class Prologue {
       case SCMP_CMP_EQ: case SCMP_CMP_NE: case SCMP_CMP_MASKED_EQ: {
         const Where differs = argument.op == SCMP_CMP_NE ? kYes : kNo;
         const Where same = argument.op == SCMP_CMP_NE ? kNo : kYes;
-        Load(high);
-        if (masked) code_.push_back(BPF_STMT(BPF_ALU | BPF_AND | BPF_K, static_cast<uint32_t>(argument.datum_a >> 32)));
-        Test(BPF_JEQ, value >> 32, kNext, differs);
+        // Of a masked comparison that does not look at the upper word, that word always matches.
+        if (!masked || argument.datum_a >> 32 != 0) {
+          Load(high);
+          if (masked) code_.push_back(BPF_STMT(BPF_ALU | BPF_AND | BPF_K, static_cast<uint32_t>(argument.datum_a >> 32)));
+          Test(BPF_JEQ, value >> 32, kNext, differs);
+        }
         Load(low);
         if (masked) code_.push_back(BPF_STMT(BPF_ALU | BPF_AND | BPF_K, static_cast<uint32_t>(argument.datum_a)));
         Test(BPF_JEQ, static_cast<uint32_t>(value), same, differs);

@@ -3,7 +3,7 @@ import type { ProcessRef } from '../evidence/records.ts'
 import { canonicalAddress, canonicalName, grantText, grantWithin, host, isBroad, isHostGrant, isLoopback, isName, matcherOf, port, type Destination, type Grant, type HostGrant, type Matcher } from './destination.ts'
 import type { AuthorityKind, Comparison } from './kind.ts'
 import { parseBlock } from './addresses.ts'
-import { cellsOwn, ownWhole, socketPath } from './paths.ts'
+import { cellsOwn, inside, ownWhole, socketPath } from './paths.ts'
 import { compareText, counted, grouped, repeated, some, who } from './words.ts'
 
 const entry = z.strictObject({
@@ -94,6 +94,8 @@ function socketUse(path: string, declared: readonly Grant[], used: Used): Attemp
   return [...used.sockets.reached.keys()].some(other => !granted.has(other)) ? null : undefined
 }
 
+/** Where the host's daemon has its socket, and a cell what it was handed. */
+const DAEMONS = '/run/ambit'
 /** Errors by which a cell withholds a socket; ECONNREFUSED is its server's affair. */
 const WITHHELD = new Set(['EACCES', 'EPERM', 'ENOENT'])
 
@@ -127,7 +129,7 @@ export const network: AuthorityKind<Declared, Used> = {
       const address = canonicalAddress(event.address)
       if (address !== null && event.port > 0 && !isLoopback(address)) used.connects.push({ process: event.process, address, port: event.port })
     }
-    if ((event.type === 'file' || event.type === 'file.failed') && event.socket === true && !cellsOwn(event.path)) {
+    if ((event.type === 'file' || event.type === 'file.failed') && event.socket === true && (!cellsOwn(event.path) || (event.type === 'file.failed' && inside(event.path, DAEMONS)))) {
       if (event.type === 'file.failed' && !(event.onHost && WITHHELD.has(event.errno))) return
       const attempts = event.type === 'file' ? used.sockets.reached : used.sockets.refused
       const known = attempts.get(event.path)

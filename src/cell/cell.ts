@@ -58,8 +58,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
     const listening = (async () => {
       const begun = begin(id)
       host.probes.watch(cgroup.id, await apiReader(request.apiHosts))
-      const programs = programsHeld(request)
-      held = programs !== null && host.probes.holdPrograms(cgroup.id, programs)
+      held = host.probes.holdPrograms(cgroup.id, () => programsHeld(request))
       // The egress owns the sockets from the moment that it is asked to open, whether it can or not.
       const answers = host.probes.relayAnswers(reserved.relay!)
       reserved.socketsTaken()

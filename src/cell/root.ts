@@ -125,11 +125,9 @@ export function rootBuilder(writable: readonly string[], asUser?: { uid: number;
     },
     exposeTopLinks() {
       const shown = [...binds.keys(), ...links.keys()]
-      for (const entry of readdirSync('/', { withFileTypes: true })) {
-        if (!entry.isSymbolicLink()) continue
-        const to = readlinkSync(`/${entry.name}`)
+      for (const { path, to } of topLinks()) {
         const folder = posix.resolve('/', to)
-        if (covered(folder) || shown.some(path => path.startsWith(`${folder}/`))) link(`/${entry.name}`, to)
+        if (covered(folder) || shown.some(one => one.startsWith(`${folder}/`))) link(path, to)
       }
     },
     shows: covered,
@@ -152,6 +150,18 @@ function linksOf(directory: string): { path: string; real: string }[] {
   if (remembered.size >= REMEMBERED_DIRECTORIES) remembered.delete(remembered.keys().next().value!)
   remembered.set(directory, { mtime: mtimeMs, links })
   return links
+}
+
+let top: { mtime: number; links: { path: string; to: string }[] } | undefined
+
+/** The links of the top folder, which only root can change. */
+function topLinks(): { path: string; to: string }[] {
+  const { mtimeMs } = statSync('/')
+  if (top?.mtime !== mtimeMs) {
+    const links = readdirSync('/', { withFileTypes: true }).filter(entry => entry.isSymbolicLink()).map(({ name }) => ({ path: `/${name}`, to: readlinkSync(`/${name}`) }))
+    top = { mtime: mtimeMs, links }
+  }
+  return top.links
 }
 
 function linkRefused(path: string, at: string): AmbitError {
@@ -189,6 +199,8 @@ export const ELF_INTERPRETERS: readonly string[] = ['/lib64/ld-linux-x86-64.so.2
 
 /** The ELF interpreters that the host's programs ask the kernel for: part of every cell that may execute at all. */
 export function elfInterpreters(): string[] {
-  return ELF_INTERPRETERS
-    .filter(path => realpathOrNull(path) !== null)
+  return interpreters ??= ELF_INTERPRETERS.filter(path => realpathOrNull(path) !== null)
 }
+
+/** They come and go with a distribution, not with a package. */
+let interpreters: string[] | undefined

@@ -74,7 +74,7 @@ export async function runCanaries(probes: Probes, cgroups: CanaryCgroups): Promi
     try {
       probes.watch(cgroup.id, new ApiReader(['canary.invalid']))
       // So that the canary's own program is refused when it starts it once more.
-      probes.holdPrograms(cgroup.id, programTriples(['/bin/sh']))
+      probes.holdPrograms(cgroup.id, () => programTriples(['/bin/sh']))
       const log: EvidenceBody[] = []
       probes.route(cgroup.id, { append: body => { log.push(body) } })
       const failure = await act(cgroup.v2)

@@ -39,7 +39,7 @@ export type Probes = {
   watch(cgroupId: bigint, api: ApiReader | null): void
   removeCell(cgroupId: bigint): void
   /** After `watch`: from here on the cell executes only these (as in NativeProbes). False: this kernel has no hook for it. */
-  holdPrograms(cgroupId: bigint, programs: BigUint64Array): boolean
+  holdPrograms(cgroupId: bigint, programs: () => BigUint64Array | null): boolean
   /** A cell that was added, or that a former daemon's programs went on observing. */
   knows(cgroupId: bigint): boolean
   /** Descriptors of the cell's network namespace and of the relay's listening sockets; returns a handle. */
@@ -79,6 +79,8 @@ const FAMILY_OF: Record<string, Family> = {
   'connect': 'network', 'syscall.refused': 'syscall', 'tls': 'api', 'syscalls': 'syscall',
 }
 
+/** What holds listed programs. */
+const PROGRAMS_HOOK = 'lsm/bprm_check_security'
 /** How long the programs stay attached after the last cell, ms: the next one of a row is not held up by attaching them again. */
 const LINGER_MS = 2000
 
@@ -180,7 +182,12 @@ export function openProbes(options: ProbesOptions): Probes {
         }, LINGER_MS).unref()
       }
     },
-    holdPrograms: (cgroupId, programs) => probes.holdPrograms(cgroupId, programs),
+    holdPrograms(cgroupId, programs) {
+      // Where no hook could hold them they are not even looked for.
+      if (!reports.some(({ name, state }) => name === PROGRAMS_HOOK && state === 'attached')) return false
+      const list = programs()
+      return list !== null && probes.holdPrograms(cgroupId, list)
+    },
     knows: cgroupId => cells.has(cgroupId),
     attachRelay: (...sockets) => probes.attachRelay(...sockets),
     relayAnswers: handle => probes.relayAnswers(handle),

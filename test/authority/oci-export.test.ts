@@ -16,10 +16,18 @@ function allowed({ syscalls }: OciSeccomp, name: string, args: readonly bigint[]
 t.test('a written profile allows exactly what the cell\'s own filter allows', async t => {
   const word = fc.oneof(fc.constantFrom(0n, 1n, 2n, 3n, 10n, 16n, 0o100n, 0o4755n, 0o2644n, 0x5412n, 1n << 32n, (1n << 32n) | 1n), fc.bigInt(0n, (1n << 64n) - 1n))
   const call = fc.record({ name: fc.constantFrom('read', 'socket', 'socketpair', 'connect', 'rename', 'openat', 'open', 'chmod', 'ioctl', 'clone', 'mkdir', 'memfd_create', 'ptrace', 'clone3', 'personality'), args: fc.array(word, { minLength: 6, maxLength: 6 }) })
-  let [yes, no] = [0, 0]
+  let [yes, no, unsaid] = [0, 0, 0]
   t.doesNotThrow(() => fc.assert(fc.property(CASES['syscall']!.declared, fc.boolean(), fc.array(call, { minLength: 20, maxLength: 20 }), (raw, programsListed, calls) => {
     const declared = syscall.schema.parse(raw)
-    const profile = ociProfile(declared, { programsListed })
+    let profile: OciSeccomp
+    try {
+      profile = ociProfile(declared, { programsListed })
+    } catch (error) {
+      // Some declarations cannot be said in such a profile: that is told, and nothing is written.
+      if ((error as { code?: string }).code !== 'USAGE') throw error
+      unsaid++
+      return true
+    }
     const rules = callsOf(declared).calls
     for (const { syscalls } of [profile]) for (const rule of syscalls) if (new Set((rule.args ?? []).map(one => one.index)).size !== (rule.args ?? []).length) return false
     return calls.every(({ name, args }) => {
@@ -31,7 +39,7 @@ t.test('a written profile allows exactly what the cell\'s own filter allows', as
       return allowed(profile, name, args) === expected
     })
   }), { numRuns: 100 }))
-  t.ok(yes > 100 && no > 100, `${yes} allowed, ${no} not`)
+  t.ok(yes > 100 && no > 100 && unsaid < 50, `${yes} allowed, ${no} not, ${unsaid} of 100 declarations not said`)
 })
 
 t.test('no call that a contract cannot grant is in it, and words stay whole', async t => {

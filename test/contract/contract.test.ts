@@ -29,7 +29,7 @@ t.test('absent means none, and every default is filled in', async t => {
   t.same(readContract(HEAD, 'c.yaml'), {
     apiVersion: 'ambit/v1', kind: 'Cell', metadata: { name: 'x' },
     spec: {
-      mode: 'enforce', ttl: '1m', workspace: 'none', rootfsWrites: 'readonly', system: 'readonly', capabilities: [], noexec: [], missingPaths: 'refuse', limits: { memory: '2GiB', pids: 1024, openFiles: 4096 }, environment: { pass: [], set: {} }, hosts: {},
+      mode: 'enforce', ttl: '1m', workspace: 'none', rootfsWrites: 'readonly', system: 'readonly', capabilities: [], noexec: [], missingPaths: 'refuse', limits: { memory: '2GiB', pids: 1024, openFiles: 4096 }, environment: { pass: [], set: {} }, hosts: {}, onDaemonLoss: 'stop',
       authority: {
         github: { permissions: {}, repositories: [], apiUrl: 'https://api.github.com' }, network: [], filesystem: { read: [], write: [] }, exec: [],
         syscall: { profile: 'strict', allow: [], deny: [] }, secret: [],

@@ -32,7 +32,7 @@ async function observe(list: (string | number)[], programs: BigUint64Array | nul
   const { ino: id } = statSync(folder, { bigint: true })
   probes.addCell(id, 0)
   probes.watch(id, null)
-  const held = programs !== null && probes.holdPrograms(id, programs)
+  const held = probes.holdPrograms(id, () => programs)
   const log: EvidenceBody[] = []
   probes.route(id, { append: body => { log.push(body) } })
   try {

@@ -108,7 +108,8 @@ int BPF_PROG(process_exit, struct task_struct *task) {
   /* A thread that was counted down before the last one can come here after it. */
   struct seen_key key = {.cell = id, .kind = AMBIT_EXIT, .a = BPF_CORE_READ(task, group_leader, start_boottime), .b = BPF_CORE_READ(task, tgid)};
   __u8 one = 1;
-  if (bpf_map_update_elem(&seen, &key, &one, BPF_NOEXIST) == -EEXIST)
+  /* Before 6.4 maps answer with an int, and the verifier calls them directly: the upper half is then no sign (kernel commit d7ba4cc900bf). */
+  if ((int)bpf_map_update_elem(&seen, &key, &one, BPF_NOEXIST) == -EEXIST)
     return 0;
   struct ambit_exit *event = bpf_ringbuf_reserve(&events, sizeof *event, 0);
   count_event(id, AMBIT_EXIT, event == 0);

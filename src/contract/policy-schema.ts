@@ -31,7 +31,7 @@ const bounds = z.strictObject({
   pids: count.int().optional().describe('most processes'),
   cpus: count.optional().describe('most processor time; a contract without a limit of its own is beyond it'),
   workspaces: list(z.enum(['shared', 'overlay', 'none'])).optional(),
-  network: destinations.optional().describe('destinations, written as contracts write them'),
+  network: destinations.optional().describe('destinations, written as contracts write them; "*" stands for no private or otherwise barred address. Fixed addresses of names (hosts) must be among them, too'),
   read: list(grantedPath).optional().describe('trees that a contract may list for reading'),
   write: list(grantedPath).optional().describe('trees that it may list for writing'),
   exec: list(z.union([z.literal('*'), grantedPath])).optional().describe('programs, or trees that hold them'),
@@ -40,7 +40,7 @@ const bounds = z.strictObject({
   capabilities: list(z.enum(CAPABILITIES)).optional(),
   secrets: list(secretName).optional().describe('names of secrets; NPM_* stands for all that begin so'),
   permissions: z.record(z.string(), z.enum(['read', 'write', 'admin'])).optional().describe('token permissions, each at its highest level'),
-  images: list(grantedPath).optional().describe('trees that hold the images that rootfs may name'),
+  images: list(grantedPath).optional().describe('trees that hold the images that rootfs may name; without it, a rule that bounds read, write or exec admits none'),
 })
 
 const NARROWNESS = ['listed-programs', 'named-destinations', 'listed-paths', 'listed-calls'] as const

@@ -1,7 +1,10 @@
 import { readFileSync, statSync } from 'node:fs'
-import { grantText, grantWithin, isBroad } from '../authority/destination.ts'
+import { parseBlock } from '../authority/addresses.ts'
+import { grantText, grantWithin, isBroad, isHostGrant, type Grant, type HostGrant } from '../authority/destination.ts'
 import { covers } from '../authority/paths.ts'
 import { AmbitError } from '../errors.ts'
+import { barOf, ownAddresses } from '../network/addresses.ts'
+import { nameMatches } from '../network/policy.ts'
 import { policySchema, type PolicyDocument, type PolicyRule } from './policy-schema.ts'
 import { placeIn, readForm } from './read.ts'
 import { memoryBytes, ttlSeconds, type Contract } from './schema.ts'
@@ -78,12 +81,23 @@ export function excessOf({ spec }: Contract, { bounds, require: narrowness = [] 
   if (bounds.pids !== undefined && limits.pids > bounds.pids) bounded('pids', ['limits', 'pids'], `${limits.pids} processes are more than ${bounds.pids}`)
   if (bounds.cpus !== undefined && (limits.cpus ?? Infinity) > bounds.cpus) bounded('cpus', ['limits', 'cpus'], limits.cpus === undefined ? `no limit of cpus is set, and ${bounds.cpus} are the most` : `${limits.cpus} cpus are more than ${bounds.cpus}`)
   if (bounds.workspaces !== undefined && !bounds.workspaces.includes(spec.workspace)) bounded('workspaces', ['workspace'], `workspace ${spec.workspace} is not among ${bounds.workspaces.join(', ')}`)
+  // Whoever chooses the image chooses what lies at every path of it.
+  const paths = (['read', 'write', 'exec'] as const).find(name => bounds[name] !== undefined)
+  if (bounds.images === undefined && spec.rootfs !== undefined && paths !== undefined) bounded(paths, ['rootfs'], `${paths} is bounded, and means nothing in an image of the contract's choice: the rule names no images`)
   if (bounds.images !== undefined && spec.rootfs !== undefined && !covers(bounds.images, spec.rootfs)) bounded('images', ['rootfs'], `the image ${spec.rootfs} lies in none of its trees`)
 
   network.forEach((grant, at) => {
-    if (bounds.network !== undefined && !bounds.network.some(outer => grantWithin(grant, outer))) bounded('network', ['authority', 'network', at], `destination ${grantText(grant)} is not among those that it allows`)
+    if (bounds.network !== undefined && !reachWithin(grant, bounds.network)) bounded('network', ['authority', 'network', at], `destination ${grantText(grant)} is not among those that it allows`)
     if (isBroad(grant)) required('named-destinations', ['authority', 'network', at], `destination ${grantText(grant)} names no host`)
   })
+  // A fixed address is reached under whatever name the contract gives it: the grant is one of the address.
+  for (const [name, address] of bounds.network === undefined ? [] : Object.entries(spec.hosts)) {
+    const within = bounds.network!.filter(isHostGrant).filter(outer => reachWithin({ ...outer, host: address }, [outer]))
+    const held = (grant: HostGrant): boolean => within.some(({ port, protocol }) => protocol === grant.protocol && (port === '*' || port === grant.port))
+    const reached = spec.mode === 'observe' ? [{ host: '*', port: '*' } as const] : network.filter(isHostGrant)
+    const beyond = reached.find(grant => nameMatches(grant.host, name) && !held(grant))
+    if (beyond !== undefined) bounded('network', ['hosts', name], `${name} stands for ${grantText({ ...beyond, host: address })}, which is not among the destinations that it allows`)
+  }
   for (const access of ['read', 'write'] as const) {
     const trees = bounds[access]
     files[access].forEach((path, at) => {
@@ -113,6 +127,14 @@ export function excessOf({ spec }: Contract, { bounds, require: narrowness = [] 
     if (most === null || LEVELS.indexOf(level) > LEVELS.indexOf(most)) bounded('permissions', ['authority', 'github', 'permissions', name], `permission ${name}: ${level} is ${most === null ? 'not among those that it allows' : `more than ${most}`}`)
   }
   return found
+}
+
+/** As contracts mean it: "*" and a wide block stand for no address that a cell reaches only where it is named. */
+function reachWithin(inner: Grant, bounds: readonly Grant[]): boolean {
+  const block = isHostGrant(inner) ? parseBlock(inner.host) : null
+  const bar = block === null ? null : barOf(block.base, ownAddresses())
+  const named = bar !== null && block!.bits >= bar.bits ? bar.bits : -1
+  return bounds.some(outer => grantWithin(inner, outer) && (named < 0 || (isHostGrant(outer) && (parseBlock(outer.host)?.bits ?? -1) >= named)))
 }
 
 const LEVELS = ['read', 'write', 'admin']

@@ -57,6 +57,41 @@ t.test('each bound admits what is within it and names the lines of both document
   t.match(outcome(bounded('read: [/usr]'), CONTRACT.replace('enforce', 'observe')), /mode observe is not among enforce/, 'observe withholds nothing that a bound could hold')
 })
 
+t.test('a fixed address and an image are bounded as what they are, not as the names that the contract gives them', async t => {
+  const mapped = (address: string): string => CONTRACT.replace('  limits', `  hosts: { api.example.com: "${address}" }\n  limits`)
+  const names = bounded('network: [{ host: "*.example.com", port: "*" }]')
+  t.equal(outcome(names), 'admitted', 'the name itself')
+  for (const address of ['127.0.0.1', '169.254.169.254', '10.0.0.5', '93.184.216.34', '::1', '::ffff:127.0.0.1']) {
+    t.equal(outcome(bounded('ttl: 1h'), mapped(address)), 'admitted', 'where the network is not bounded')
+    t.match(outcome(names, mapped(address)), /^POLICY_REFUSED c\.yaml:\d+:\d+: .*api\.example\.com stands for .*, which is not among the destinations/, address)
+  }
+  t.match(outcome(names, mapped('10.0.0.5').replace('enforce', 'observe')), /^POLICY_REFUSED/)
+  t.match(outcome(bounded('modes: [observe], network: [{ host: "*.example.com", port: "*" }]'), mapped('10.0.0.5').replace('enforce', 'observe')), /stands for 10\.0\.0\.5/)
+  const both = (more: string): string => bounded(`network: [{ host: api.example.com, port: 443 }, ${more}]`)
+  t.equal(outcome(both('{ host: 10.0.0.0/24, port: 443 }'), mapped('10.0.0.5')), 'admitted')
+  t.match(outcome(both('{ host: 10.0.0.0/24, port: 80 }'), mapped('10.0.0.5')), /stands for 10\.0\.0\.5:443/)
+  t.match(outcome(both('{ host: 10.0.1.0/24, port: 443 }'), mapped('10.0.0.5')), /stands for 10\.0\.0\.5:443/)
+
+  const any = bounded('network: [{ host: "*", port: "*" }]')
+  t.equal(outcome(any, mapped('93.184.216.34')), 'admitted')
+  t.match(outcome(any, mapped('127.0.0.1')), /stands for 127\.0\.0\.1/)
+  const to = (host: string): string => CONTRACT.replace('host: api.example.com', `host: "${host}"`)
+  t.equal(outcome(any, to('93.184.216.0/24')), 'admitted')
+  for (const host of ['127.0.0.1', '10.0.0.0/8', '169.254.169.254', 'fe80::1', '192.168.1.0/24']) {
+    t.match(outcome(any, to(host)), /is not among those that it allows/, `"*" of a contract does not reach ${host}, nor does that of a policy`)
+    t.match(outcome(bounded('network: [{ host: 0.0.0.0/0, port: "*" }, { host: "::/0", port: "*" }]'), to(host)), /is not among those that it allows/, host)
+    t.equal(outcome(bounded(`network: [{ host: "${host}", port: "*" }]`), to(host)), 'admitted', host)
+  }
+
+  const image = CONTRACT.replace('  limits', '  rootfs: /home/someone/image\n  limits')
+  t.equal(outcome(bounded('ttl: 1h'), image), 'admitted')
+  for (const [name, trees] of [['exec', '[/usr/bin]'], ['read', '[/usr]'], ['write', '[/srv]']] as const) {
+    t.equal(outcome(bounded(`${name}: ${trees}`)), 'admitted', name)
+    t.match(outcome(bounded(`${name}: ${trees}`), image), new RegExp(`${name} is bounded, and means nothing in an image of the contract's choice`))
+    t.equal(outcome(bounded(`${name}: ${trees}, images: [/home/someone]`), image), 'admitted', name)
+  }
+})
+
 t.test('rules are for users and groups by name and number; one that admits all is enough', async t => {
   const policy = `${HEAD}  - name: short\n    bounds: { ttl: 1m }\n  - name: root\n    for: { users: [root] }\n`
   t.equal(outcome(policy), 'admitted')

@@ -48,13 +48,15 @@ export type HostGrant = {
   protocol?: 'udp' | undefined
   /** The connection may hide the name that it means behind the one that it shows (RFC 9849): the shown one is held to the grant. */
   encryptedClientHello?: true | undefined
+  /** It is a proxy: it may be asked for other servers, of which each is held to the contract in its turn. */
+  proxy?: true | undefined
 }
 /** A Unix socket of the host, by its path. */
 export type SocketGrant = { unix: string }
 export type Grant = HostGrant | SocketGrant
 export type Protocol = 'tcp' | 'udp'
 /** Where a connection went, name and address in their canonical forms; null: none was told, or it was none that a grant could hold. */
-export type Destination = { name: string | null; address: string | null; port: number; protocol: Protocol; hidden?: boolean }
+export type Destination = { name: string | null; address: string | null; port: number; protocol: Protocol; hidden?: boolean; proxy?: boolean }
 
 export function isHostGrant(grant: Grant): grant is HostGrant {
   return 'host' in grant
@@ -77,6 +79,7 @@ export function matcherOf(grant: Grant): Matcher {
   const protocol = protocolOf(grant)
   const fits = (destination: Destination): boolean => protocol === destination.protocol && (grant.port === '*' || grant.port === destination.port)
     && (destination.hidden !== true || grant.encryptedClientHello === true || grant.host === '*')
+    && (destination.proxy !== true || grant.proxy === true || grant.host === '*')
   if (grant.host === '*') return fits
   const block = parseBlock(grant.host)
   if (block === null) return destination => fits(destination) && destination.name !== null && nameMatches(grant.host, destination.name)
@@ -100,6 +103,7 @@ export function grantWithin(inner: Grant, outer: Grant): boolean {
   if (!isHostGrant(inner) || !isHostGrant(outer)) return !isHostGrant(inner) && !isHostGrant(outer) && inner.unix === outer.unix
   if (protocolOf(inner) !== protocolOf(outer)) return false
   if (inner.encryptedClientHello === true && outer.encryptedClientHello !== true && outer.host !== '*') return false
+  if (inner.proxy === true && outer.proxy !== true && outer.host !== '*') return false
   if (outer.port !== '*' && outer.port !== inner.port) return false
   if (outer.host === '*' || outer.host === inner.host) return true
   if (inner.host === '*') return false
@@ -112,7 +116,7 @@ export function grantWithin(inner: Grant, outer: Grant): boolean {
 export function grantText(grant: Grant): string {
   if (!isHostGrant(grant)) return `unix:${grant.unix}`
   const { host: where, port: at } = grant
-  return `${where.includes(':') ? `[${where}]` : where}:${at}${protocolOf(grant) === 'udp' ? '/udp' : ''}${grant.encryptedClientHello === true ? ' with encrypted ClientHello' : ''}`
+  return `${where.includes(':') ? `[${where}]` : where}:${at}${protocolOf(grant) === 'udp' ? '/udp' : ''}${grant.encryptedClientHello === true ? ' with encrypted ClientHello' : ''}${grant.proxy === true ? ' as a proxy' : ''}`
 }
 
 export function isLoopback(address: string): boolean {

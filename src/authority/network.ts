@@ -11,6 +11,7 @@ const entry = z.strictObject({
   port: port.optional().describe('a port, or "*"'),
   protocol: z.enum(['tcp', 'udp'], { error: 'must be tcp or udp' }).optional().describe('tcp, which is also what its absence means, or udp'),
   encryptedClientHello: z.boolean({ error: 'must be true or false' }).optional().describe('true: clients may hide the name that they mean behind the one that they show'),
+  proxy: z.boolean({ error: 'must be true or false' }).optional().describe('true: it is an HTTP proxy, which may be asked for any destination that this list holds'),
   unix: socketPath.optional().describe('instead of a host: the path of a Unix socket of the host'),
 }).transform((raw, context): Grant => {
   const fault = (message: string, key: string): never => {
@@ -18,15 +19,16 @@ const entry = z.strictObject({
     return z.NEVER
   }
   if (raw.unix !== undefined) {
-    const beside = (['host', 'port', 'protocol', 'encryptedClientHello'] as const).find(key => raw[key] !== undefined)
+    const beside = (['host', 'port', 'protocol', 'encryptedClientHello', 'proxy'] as const).find(key => raw[key] !== undefined)
     return beside === undefined ? { unix: raw.unix } : fault('has no meaning beside "unix": a socket is named by its path alone', beside)
   }
   if (raw.host === undefined) return fault('must name a host, or "unix" a socket of the host', 'host')
   if (raw.port === undefined) return fault('must be a port from 1 to 65535, or "*"', 'port')
   const hidden = raw.encryptedClientHello === true
   if (hidden && (raw.protocol === 'udp' || raw.host === '*' || parseBlock(raw.host) !== null)) return fault('has a meaning for names over TCP alone: no name is asked for elsewhere', 'encryptedClientHello')
+  if (raw.proxy === true && (raw.protocol === 'udp' || raw.host === '*')) return fault('has a meaning for a name or an address over TCP alone', 'proxy')
   // One form for each meaning: what is the default is not written.
-  return { host: raw.host, port: raw.port, ...(raw.protocol === 'udp' ? { protocol: 'udp' } : {}), ...(hidden ? { encryptedClientHello: true } : {}) }
+  return { host: raw.host, port: raw.port, ...(raw.protocol === 'udp' ? { protocol: 'udp' } : {}), ...(hidden ? { encryptedClientHello: true } : {}), ...(raw.proxy === true ? { proxy: true } : {}) }
 })
 
 const schema = z.array(entry).max(2_000, { error: 'holds more than 2000 entries', abort: true }).superRefine((list, context) => {
@@ -36,7 +38,7 @@ const schema = z.array(entry).max(2_000, { error: 'holds more than 2000 entries'
 }).default([]).describe('where the cell may connect; everything else has no route and no name')
 
 type Declared = z.infer<typeof schema>
-type Flow = Destination & { hidden: boolean; decision: 'allowed' | 'refused'; reason: string; bytes: number }
+type Flow = Destination & { hidden: boolean; proxy: boolean; decision: 'allowed' | 'refused'; reason: string; bytes: number }
 type Attempt = { count: number; first: ProcessRef; why: string }
 type Used = {
   flows: Flow[]
@@ -56,8 +58,8 @@ function nameOf(text: string | null): string | null {
 }
 
 /** The grant that stands for one destination and nothing else. */
-function exactly({ name, address, port: at, protocol, hidden }: Destination, where = name ?? address ?? '?'): HostGrant {
-  return { host: where, port: at, ...(protocol === 'udp' ? { protocol } : {}), ...(hidden === true && name === where ? { encryptedClientHello: true } : {}) }
+function exactly({ name, address, port: at, protocol, hidden, proxy }: Destination, where = name ?? address ?? '?'): HostGrant {
+  return { host: where, port: at, ...(protocol === 'udp' ? { protocol } : {}), ...(hidden === true && name === where ? { encryptedClientHello: true } : {}), ...(proxy === true ? { proxy } : {}) }
 }
 
 function label(destination: Destination): string {
@@ -108,7 +110,7 @@ export const network: AuthorityKind<Declared, Used> = {
 
   observe(event, used) {
     if (event.type === 'flow') {
-      used.flows.push({ name: nameOf(event.name), address: canonicalAddress(event.address), port: event.port, protocol: event.protocol ?? 'tcp', hidden: event.encryptedClientHello ?? false, decision: event.decision, reason: event.reason, bytes: event.bytesIn + event.bytesOut })
+      used.flows.push({ name: nameOf(event.name), address: canonicalAddress(event.address), port: event.port, protocol: event.protocol ?? 'tcp', hidden: event.encryptedClientHello ?? false, proxy: event.proxy ?? false, decision: event.decision, reason: event.reason, bytes: event.bytesIn + event.bytesOut })
     }
     if (event.type === 'dns') {
       const name = canonicalName(event.name)
@@ -229,7 +231,7 @@ export const network: AuthorityKind<Declared, Used> = {
   within: (inner, outer) => inner.every(grant => outer.some(other => grantWithin(grant, other))),
 
   toJob(narrowed) {
-    const exact = narrowed.flatMap(grant => (isHostGrant(grant) && grant.host !== '*' && grant.port !== '*' && grant.protocol === undefined && grant.encryptedClientHello === undefined ? [{ host: grant.host, port: grant.port }] : []))
+    const exact = narrowed.flatMap(grant => (isHostGrant(grant) && grant.host !== '*' && grant.port !== '*' && grant.protocol === undefined && grant.encryptedClientHello === undefined && grant.proxy === undefined ? [{ host: grant.host, port: grant.port }] : []))
     return exact.length === narrowed.length ? { egress: exact } : {}
   },
 }

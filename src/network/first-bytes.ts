@@ -1,6 +1,6 @@
 import { Readable } from 'node:stream'
 import { getExtensionData, readTlsClientHello } from 'read-tls-client-hello'
-import { readHead } from './http-requests.ts'
+import { readHead, type Asks } from './http-requests.ts'
 import { canonicalName } from './policy.ts'
 
 /** What the first bytes of a connection say of the server that is meant. */
@@ -8,12 +8,14 @@ export type FirstBytes =
   /** `sni` null: a ClientHello without a name. `ech`: it may hide another one. */
   | { kind: 'tls'; sni: string | null; ech: boolean }
   /** `host` null: HTTP/1.0 without a Host. */
-  | { kind: 'http'; host: string | null }
+  | { kind: 'http'; host: string | null; asks?: Asks }
   /** HTTP/2 in clear: its names are packed away. */
   | { kind: 'http2' }
   | { kind: 'other' }
-  /** TLS or HTTP whose name cannot be told for sure. */
-  | { kind: 'unclear'; why: string }
+  /** The greeting of SOCKS, whose servers lead on to any other. */
+  | { kind: 'socks' }
+  /** TLS or HTTP whose name cannot be told for sure; `tls`: no HTTP by any reading. */
+  | { kind: 'unclear'; why: string; tls?: true }
 
 /** As much as is read before a connection must have said which name it means. */
 export const MAX_FIRST_BYTES = 16 * 1024
@@ -24,9 +26,11 @@ export const MAX_FIRST_BYTES = 16 * 1024
  */
 export async function readFirstBytes(bytes: Buffer, ended: boolean): Promise<FirstBytes | null> {
   if (bytes.length === 0) return ended ? { kind: 'other' } : null
-  const found = looksLikeTls(bytes) ? await tls(bytes) : plain(bytes)
+  const greeting = socks(bytes)
+  const found = looksLikeTls(bytes) ? await tls(bytes) : greeting === undefined ? plain(bytes) : greeting
+  if (found?.kind === 'unclear' && looksLikeTls(bytes)) return { ...found, tls: true }
   if (found !== null) return found
-  if (ended && looksLikeTls(bytes)) return { kind: 'unclear', why: 'the connection ended inside its ClientHello' }
+  if (ended && looksLikeTls(bytes)) return { kind: 'unclear', why: 'the connection ended inside its ClientHello', tls: true }
   // Half a word may be a whole message of another protocol; half a head is one that some servers answer.
   if (ended) return looksLikeHttp(bytes.toString('latin1').split('\n', 1)[0]!) ? { kind: 'unclear', why: 'the connection ended inside an HTTP head' } : { kind: 'other' }
   return bytes.length < MAX_FIRST_BYTES ? null : { kind: 'unclear', why: `its first message is longer than ${MAX_FIRST_BYTES} bytes` }
@@ -86,6 +90,14 @@ async function hello(message: Buffer): Promise<FirstBytes> {
   }
 }
 
+/** SOCKS 4 asks for CONNECT or BIND at once, 5 (RFC 1928) offers one way to authenticate or more, each once. Null: more bytes are needed. */
+function socks(bytes: Buffer): FirstBytes | null | undefined {
+  if (bytes[0] !== 4 && bytes[0] !== 5) return undefined
+  if (bytes.length < (bytes[0] === 4 ? 2 : 3) && bytes[1] !== 0) return null
+  const greets = bytes[0] === 4 ? bytes[1] === 1 || bytes[1] === 2 : bytes[0] === 5 && bytes.length > 2 && bytes[1]! > 0 && new Set(bytes.subarray(2, 2 + bytes[1]!)).size === Math.min(bytes[1]!, bytes.length - 2)
+  return greets ? { kind: 'socks' } : undefined
+}
+
 /** Preambles that a server may take off before it reads on (haproxy.org, proxy-protocol.txt): nothing after them is where it seems. */
 const PROXY_V2 = Buffer.from('\r\n\r\n\0\r\nQUIT\n', 'latin1')
 
@@ -114,7 +126,7 @@ function plain(bytes: Buffer): FirstBytes | null {
   if (looksLikeHttp(line)) {
     if (newline >= 0 && line === 'PRI * HTTP/2.0\r') return { kind: 'http2' }
     const read = newline < 0 ? null : readHead(bytes)
-    return read === null ? null : 'why' in read ? { kind: 'unclear', why: read.why } : { kind: 'http', host: read.head.host }
+    return read === null ? null : 'why' in read ? { kind: 'unclear', why: read.why } : { kind: 'http', host: read.head.host, ...(read.head.asks === undefined ? {} : { asks: read.head.asks }) }
   }
   return newline < 0 && /^[\t\v\f\r -\xff]*$/.test(line) ? null : { kind: 'other' }
 }

@@ -6,20 +6,24 @@ export const MAX_HEAD_BYTES = 16 * 1024
 /** What the head of one request says. `host` null: it names none. */
 export type RequestHead = {
   host: string | null
+  /** What a proxy is asked for: absent where the request is for the server that it is sent to. */
+  asks?: Asks
   /** Bytes that follow it. */
   body: number | 'chunked'
   /** It asks to leave HTTP/1; `hidden`: for a protocol that names a server where it is not to be seen. */
   upgrade: 'none' | 'open' | 'hidden'
 }
 export type Malformed = { why: string }
+/** A server that a proxy is to reach. `tunnel`: by CONNECT, and what follows is not HTTP any more. */
+export type Asks = { host: string; port: number; tunnel: boolean }
 
 const TCHAR = '[!#$%&\'*+.^_`|~0-9A-Za-z-]'
 const REQUEST_LINE = new RegExp(`^(${TCHAR}+) ([!-~\\x80-\\xff]+) HTTP/1\\.([01])$`)
 /** Blanks around the value are its own: a pattern that could share them out in several ways would try all of them. */
 const FIELD = new RegExp(`^(${TCHAR}+):([\\t -~\\x80-\\xff]*)$`)
 const HEAD_BEGINS = new RegExp(`^${TCHAR}+(?: [!-~\\x80-\\xff]|$| $)`)
-/** HTTP/2 has its own names (RFC 9113), TLS (RFC 2817) its own as well. */
-const HIDES_NAMES = /(?:^|[\s,])(?:h2c|http\/|tls)/i
+/** HTTP/2 has its own names (RFC 9113), TLS (RFC 2817) its own as well, and connect-udp and its like (RFC 9298) lead on to any. */
+const HIDES_NAMES = /(?:^|[\s,])(?:h2c|http\/|tls|connect-)/i
 
 /**
  * The request head at the start of the bytes. Null: more are needed. As strict as RFC 9112 lets senders be, and not as lenient
@@ -46,7 +50,7 @@ function parseHead(lines: string[]): RequestHead | Malformed {
   const request = REQUEST_LINE.exec(lines[0]!)
   if (request === null) return malformed
   const [, method, target, minor] = request as unknown as [string, string, string, '0' | '1']
-  if (/^connect$/i.test(method)) return { why: 'CONNECT asks for a tunnel, whose end is not to be seen' }
+  const tunnel = /^connect$/i.test(method)
   const fields = new Map<string, string[]>()
   for (const line of lines.slice(1)) {
     const field = FIELD.exec(line)
@@ -55,12 +59,23 @@ function parseHead(lines: string[]): RequestHead | Malformed {
     fields.set(name, [...fields.get(name) ?? [], withoutBlanks(field[2]!)])
   }
   const hosts = (fields.get('host') ?? []).map(authority)
-  if (!target.startsWith('/') && target !== '*') hosts.push(authority(/^https?:\/\/([^/?#]+)(?:[/?]|$)/i.exec(target)?.[1] ?? ''))
+  const asks = asked(target, tunnel)
+  if (asks !== undefined) hosts.push(asks?.host ?? null)
   if (hosts.includes(null) || new Set(hosts).size > 1 || (fields.get('host')?.length ?? 0) > 1) return { why: 'its HTTP head names no host, or several' }
   const body = bodyOf(fields.get('content-length'), fields.get('transfer-encoding'), minor)
   if (typeof body === 'object') return body
-  const asked = fields.get('upgrade')?.join(',')
-  return { host: hosts[0] ?? null, body, upgrade: asked === undefined ? 'none' : HIDES_NAMES.test(asked) ? 'hidden' : 'open' }
+  if (tunnel && (fields.has('content-length') || fields.has('transfer-encoding'))) return { why: 'where its HTTP request ends is unclear' }
+  const upgrade = fields.get('upgrade')?.join(',')
+  return { host: hosts[0] ?? null, ...(asks ? { asks } : {}), body, upgrade: upgrade === undefined ? 'none' : HIDES_NAMES.test(upgrade) ? 'hidden' : 'open' }
+}
+
+/** RFC 9112, 3.2: the absolute and the authority form. Null: neither, and no origin form either. */
+function asked(target: string, tunnel: boolean): Asks | null | undefined {
+  if (!tunnel && (target.startsWith('/') || target === '*')) return undefined
+  const [, scheme, place] = (tunnel ? /^()([^/?#]+)$/ : /^(https?):\/\/([^/?#]+)(?:[/?]|$)/i).exec(target) ?? []
+  const host = authority(place ?? '')
+  const port = /:(\d{1,5})$/.exec(place ?? '')?.[1] ?? { '': 0, http: 80, https: 443 }[scheme?.toLowerCase() ?? '']
+  return host === null || !(Number(port) >= 1 && Number(port) <= 65535) ? null : { host, port: Number(port), tunnel }
 }
 
 /** RFC 9110, 5.6.3: blanks are space and tab alone. */
@@ -93,8 +108,8 @@ function isTrailer(line: string): boolean {
   return name !== undefined && !/^(?:host|content-length|transfer-encoding)$/i.test(name)
 }
 
-/** Why the bytes may not go on; `host`: the one that a request named instead. */
-export type Objection = { why: string; host: string | null }
+/** Why the bytes may not go on; `host`: the one that a request named instead, `port`: the one that it asked a proxy for. */
+export type Objection = { why: string; host: string | null; port?: number }
 
 export type Requests = {
   /** The bytes that may go on, of these and of those that were kept. After an objection none are taken but by `letBy`. */
@@ -132,6 +147,8 @@ export function readRequests(admit: (head: RequestHead) => { objection: Objectio
       const read = readHead(bytes, fresh)
       if (read === null) return 0
       if ('why' in read) return plain(read.why)
+      const { asks } = read.head
+      if (asks?.tunnel === true) return { why: 'CONNECT asks for a tunnel, whose end is not to be seen', host: asks.host, port: asks.port }
       const { objection, leave } = admit(read.head)
       if (objection !== null) return objection
       leaving = first && leave

@@ -9,6 +9,8 @@ export type Policy = {
   name(name: string, port: number | null): boolean
   /** Clients may hide the name that they mean behind this one, at this port. */
   hiddenName(name: string, port: number): boolean
+  /** What is there is declared as a proxy, by its name or its address. */
+  proxy(of: string | Address, port: number): boolean
   /** The address is declared, as itself or in a block. */
   address(address: Address, port: number | null): boolean
   /** Why the address is out of bounds for a cell whatever its name is; null if it is not, or the contract names it. */
@@ -30,18 +32,21 @@ export function nameMatches(pattern: string, name: string): boolean {
  * 10.0.0.0/8 names the private network, 0.0.0.0/0 does not, and the metadata service must be named by its very address.
  */
 export function policyOf(grants: readonly HostGrant[], mode: 'observe' | 'enforce', own: () => ReadonlySet<string> = ownAddresses): Policy {
-  const names: { pattern: string; port: number | '*'; hidden: boolean }[] = []
-  const blocks: { block: Block; port: number | '*' }[] = []
-  for (const { host, port, encryptedClientHello } of grants) {
+  const names: { pattern: string; port: number | '*'; hidden: boolean; proxy: boolean }[] = []
+  const blocks: { block: Block; port: number | '*'; proxy: boolean }[] = []
+  for (const { host, port, encryptedClientHello, proxy = false } of grants) {
     const block = parseBlock(host)
-    if (block === null) names.push({ pattern: canonicalName(host), port, hidden: encryptedClientHello === true })
-    else blocks.push({ block, port })
+    if (block === null) names.push({ pattern: canonicalName(host), port, hidden: encryptedClientHello === true, proxy })
+    else blocks.push({ block, port, proxy })
   }
   const at = (granted: number | '*', port: number | null): boolean => granted === '*' || port === null || granted === port
   return {
     open: port => (names.some(grant => grant.pattern === '*' && at(grant.port, port)) ? 'any destination is declared' : mode === 'observe' ? 'not declared, only observed' : null),
     name: (name, port) => names.some(grant => at(grant.port, port) && nameMatches(grant.pattern, name)),
     hiddenName: (name, port) => names.some(grant => grant.hidden && at(grant.port, port) && nameMatches(grant.pattern, name)),
+    proxy: (of, port) => (typeof of === 'string'
+      ? names.some(grant => grant.proxy && at(grant.port, port) && nameMatches(grant.pattern, of))
+      : blocks.some(grant => grant.proxy && at(grant.port, port) && blockHolds(grant.block, of))),
     address: (address, port) => blocks.some(grant => at(grant.port, port) && blockHolds(grant.block, address)),
     barred(address, port) {
       const bar = barOf(address, own())

@@ -1,17 +1,18 @@
 import { connect, type Server, type Socket } from 'node:net'
 import type { EvidenceBody } from '../evidence/records.ts'
 import { parseAddress, type Address } from '../authority/addresses.ts'
+import { isName } from '../authority/destination.ts'
 import { openCarrier, type Carrier, type Flow as Carried } from './carrier.ts'
 import { MAX_FIRST_BYTES, readFirstBytes, type FirstBytes } from './first-bytes.ts'
 import { httpGuard, type Answer } from './http-guard.ts'
-import { readHead, type Objection } from './http-requests.ts'
+import { readHead, type Asks, type Objection, type RequestHead } from './http-requests.ts'
 import type { Journal } from './journal.ts'
 import { isSynthetic, type Names } from './names.ts'
 import type { Policy } from './policy.ts'
 import { reset } from './reset.ts'
 
 type Flow = Extract<EvidenceBody, { type: 'flow' }>
-export type Ruling = { decision: 'allowed' | 'refused'; name: string | null; nameSource: Flow['nameSource']; reason: string; hidden?: true }
+export type Ruling = { decision: 'allowed' | 'refused'; name: string | null; nameSource: Flow['nameSource']; reason: string; hidden?: true; proxied?: true }
 
 /** Connections of one cell at once: each takes up to four descriptors of the daemon, which other cells need too. */
 const MAX_CONNECTIONS = 512
@@ -44,6 +45,8 @@ export type Route = Ruling & {
   byAddress: boolean
   /** The contract itself gives the name this address: no other site shares it but by the contract's will. */
   mapped: boolean
+  /** The contract says that a proxy is there. */
+  proxy: boolean
 }
 
 /**
@@ -54,7 +57,7 @@ export function ruleOnAddress({ policy, names }: Pick<RelayOptions, 'policy' | '
   const text = address.toString()
   const mapped = names.mappedAt(address)
   const candidates = mapped === undefined ? names.of(address) : [mapped.name]
-  const route = { candidates, target: mapped?.target ?? text, byAddress: false, mapped: mapped !== undefined, name: candidates[0] ?? null, nameSource: candidates.length > 0 ? 'resolver' : 'none' } as const
+  const route = { candidates, target: mapped?.target ?? text, byAddress: false, proxy: candidates.some(name => policy.proxy(name, port)), mapped: mapped !== undefined, name: candidates[0] ?? null, nameSource: candidates.length > 0 ? 'resolver' : 'none' } as const
   const refused = (reason: string): Route => ({ ...route, decision: 'refused', reason })
   const allowed = (reason: string): Route => ({ ...route, decision: 'allowed', reason })
 
@@ -64,7 +67,7 @@ export function ruleOnAddress({ policy, names }: Pick<RelayOptions, 'policy' | '
     if (address.range() === 'loopback') return refused('the relay is not to be dialled itself')
     const bar = policy.barred(address, port)
     if (bar !== null) return refused(bar)
-    if (policy.address(address, port)) return { ...allowed('declared by address'), byAddress: true }
+    if (policy.address(address, port)) return { ...allowed('declared by address'), byAddress: true, proxy: policy.proxy(address, port) }
   }
   const granted = candidates.filter(name => policy.name(name, port))
   if (granted.length > 0) {
@@ -81,10 +84,18 @@ export function ruleOnAddress({ policy, names }: Pick<RelayOptions, 'policy' | '
 export function ruleOnFirstBytes(policy: Policy, route: Route, port: number, first: FirstBytes): Ruling {
   const { candidates } = route
   const own: Ruling = { decision: route.decision, name: route.name, nameSource: route.nameSource, reason: route.reason }
-  if (route.byAddress) return own
   const open = policy.open(port)
   const doubt = (why: string, of = own): Ruling => (open === null ? { ...own, decision: 'refused', reason: why } : { ...of, reason: `${of.reason}; ${why}` })
 
+  if (first.kind === 'socks') return doubt('a SOCKS proxy leads to any other server')
+  if (first.kind === 'http' && first.asks !== undefined && (first.asks.tunnel || route.byAddress || route.proxy)) {
+    return route.proxy ? { ...own, proxied: true } : doubt(`it asks a proxy for ${place(first.asks)}, and the contract does not say that one is there (\`proxy: true\`)`, { ...own, proxied: true })
+  }
+  if (route.byAddress) {
+    // What is declared by its address has no name to be held to: all that matters is that it leads nowhere else.
+    if (first.kind === 'http2') return doubt('HTTP/2 in clear can ask a proxy for any other server (where it is no proxy: give it a name in `hosts`)')
+    return first.kind === 'unclear' && first.tls !== true ? doubt(first.why) : own
+  }
   if (first.kind === 'unclear') return doubt(first.why)
   if (first.kind === 'other') return own
   if (first.kind === 'tls' && first.ech && first.sni !== null && policy.hiddenName(first.sni, port)) {
@@ -110,12 +121,26 @@ export function ruleOnFirstBytes(policy: Policy, route: Route, port: number, fir
   return open === null ? { decision: 'refused', name: shown, nameSource, reason: mismatch } : { ...own, reason: `${own.reason}; ${mismatch}` }
 }
 
+/** Rules on a server that a declared proxy is asked for. What the proxy's own resolver makes of a name is not to be seen here. */
+export function ruleOnAsked(policy: Policy, asks: Asks): Ruling {
+  const address = parseAddress(asks.host.replace(/^\[|\]$/g, ''))
+  const ruling = { name: address === null ? printable(asks.host) : null, nameSource: 'host' } as const
+  const bar = address === null ? null : policy.barred(address, asks.port)
+  if (bar !== null) return { ...ruling, decision: 'refused', reason: `a proxy was asked for it, and ${bar}` }
+  if (address === null ? isName(asks.host) && policy.name(asks.host, asks.port) : policy.address(address, asks.port)) return { ...ruling, decision: 'allowed', reason: 'declared; through a proxy' }
+  const open = policy.open(asks.port)
+  return open === null
+    ? { ...ruling, decision: 'refused', reason: `a proxy was asked for it, and ${place(asks)} is not declared` }
+    : { ...ruling, decision: 'allowed', reason: `${open}; through a proxy` }
+}
+
 /**
  * Why a request may not follow on a connection that was ruled on by its first one. Even a declared name may not, if it is another
  * one: a flow is told by one name. Clients keep a connection to each name.
  */
-export function objectionTo(route: Route, ruling: Ruling, host: string | null): Objection | null {
-  if (host === null ? route.candidates.length === 1 : host === ruling.name) return null
+export function objectionTo(route: Route, ruling: Ruling, { host, asks }: Pick<RequestHead, 'host' | 'asks'>): Objection | null {
+  if (asks !== undefined && (asks.tunnel || route.byAddress)) return { why: `a later HTTP request asks a proxy for ${place(asks)}`, host: asks.host, port: asks.port }
+  if (route.byAddress || (host === null ? route.candidates.length === 1 : host === ruling.name)) return null
   const named = host === null ? 'no server' : printable(host)
   return { why: `a later HTTP request names ${named}, on a connection to ${ruling.name ?? 'an address without a name'}`, host }
 }
@@ -144,8 +169,8 @@ export function openRelay(options: RelayOptions): Relay {
       client.destroy()
       return
     }
-    const tell = (ruling: Ruling, bytesOut: number, bytesIn: number): void =>
-      journal.flow({ type: 'flow', flow: number, name: ruling.name, nameSource: ruling.nameSource, address: address.toString(), port, decision: ruling.decision, reason: ruling.reason, bytesOut, bytesIn, durationMs: performance.now() - began, ...(ruling.hidden ? { encryptedClientHello: true } : {}) })
+    const tell = (ruling: Ruling, bytesOut: number, bytesIn: number, to = { address: address.toString(), port }): void =>
+      journal.flow({ type: 'flow', flow: number, name: ruling.name, nameSource: ruling.nameSource, ...to, decision: ruling.decision, reason: ruling.reason, bytesOut, bytesIn, durationMs: performance.now() - began, ...(ruling.hidden ? { encryptedClientHello: true } : {}), ...(ruling.proxied ? { proxy: true } : {}) })
     const route = ruleOnAddress(options, address, port)
     const most = options.maxConnections ?? MAX_CONNECTIONS
     const full = live.size >= most ? `more than ${most} connections at once` : null
@@ -157,9 +182,11 @@ export function openRelay(options: RelayOptions): Relay {
     const held = carry(client, route, port, policy, options.firstBytesMs ?? FIRST_BYTES_MS, () => carrier ??= openCarrier())
     const entry = { cut: held.cut, told: held.done.then(end => {
       live.delete(entry)
-      tell(end.ruling, end.bytesOut, end.bytesIn)
-      // What was used was used, and what was refused is told too: one connection, two acts.
-      if (end.refused !== null) tell(end.refused, 0, 0)
+      // What was used was used, and what was refused is told too: one connection, several acts. Its bytes are told once.
+      for (const act of end.acts) {
+        const mine = act === end.last
+        tell(act.ruling, mine ? end.bytesOut : 0, mine ? end.bytesIn : 0, { address: act.address ?? address.toString(), port: act.port })
+      }
     }) }
     live.add(entry)
   }
@@ -177,18 +204,23 @@ export function openRelay(options: RelayOptions): Relay {
   }
 }
 
+/** What a connection was used for, or tried to be. `address` null: the one that was dialled. */
+type Act = { ruling: Ruling; port: number; address: string | null }
 type End = {
-  ruling: Ruling
-  /** What a connection that was allowed tried later on. */
-  refused: Ruling | null
+  /** The connection itself, then what a proxy was asked for on it, and what it tried beyond. */
+  acts: Act[]
+  /** The one that the bytes went to. */
+  last: Act
   bytesOut: number
   bytesIn: number
 }
 
 /** Carries one connection to its end. */
 function carry(client: Socket, route: Route, port: number, policy: Policy, firstBytesMs: number, carrier: () => Carrier): { cut(why: string): void; done: Promise<End> } {
-  let ruling: Ruling = route
-  let refused: Ruling | null = null
+  const acts: Act[] = [{ ruling: route, port, address: null }]
+  let last = acts[0]!
+  /** Bytes that went to the server before it was handed over. */
+  let ahead = 0
   let flow: Carried | undefined
   /** What goes on once the client's first bytes are allowed and the server is there. */
   let go: ((flow: Carried) => void) | undefined
@@ -198,12 +230,12 @@ function carry(client: Socket, route: Route, port: number, policy: Policy, first
   let end: (end: End) => void
   const done = new Promise<End>(resolve => { end = resolve })
 
-  const note = (why: string): void => { ruling = { ...ruling, reason: `${ruling.reason}; ${why}` } }
+  const note = (why: string): void => { last.ruling = { ...last.ruling, reason: `${last.ruling.reason}; ${why}` } }
   const finish = (bytesOut: number, bytesIn: number): void => {
     if (over) return
     over = true
     clearTimeout(late)
-    end({ ruling, refused, bytesOut: sent?.() ?? bytesOut, bytesIn })
+    end({ acts, last, bytesOut: sent?.() ?? bytesOut + ahead, bytesIn })
     // Natively they were closed in order, or are to be reset.
     if (flow === undefined) reset(client)
     client.destroy()
@@ -245,10 +277,11 @@ function carry(client: Socket, route: Route, port: number, policy: Policy, first
     go?.(flow)
   })
 
-  const objected = ({ why, host }: Objection): 'cut' | 'pass' => {
+  const objected = ({ why, host, port: asked }: Objection): 'cut' | 'pass' => {
     note(why)
-    if (policy.open(port) !== null) return 'pass'
-    refused = { decision: 'refused', name: host === null ? ruling.name : printable(host), nameSource: host === null ? ruling.nameSource : 'host', reason: why }
+    if (policy.open(last.port) !== null) return 'pass'
+    const { name, nameSource } = last.ruling
+    acts.push({ ...last, port: asked ?? last.port, ruling: { decision: 'refused', ...(host === null ? { name, nameSource } : { name: printable(host), nameSource: 'host' }), reason: why } })
     stop()
     return 'cut'
   }
@@ -260,36 +293,74 @@ function carry(client: Socket, route: Route, port: number, policy: Policy, first
     client.destroy()
     server.destroy()
   }
-  const guard = (flow: Carried, bytes: Buffer, answer: Answer | null): void => {
+  const guard = (to: Route, flow: Carried, bytes: Buffer, answer: Answer | null): void => {
     if (over) return
-    sent = () => Math.max(0, server.bytesWritten - server.writableLength)
+    const before = ahead
+    sent = () => Math.max(before, server.bytesWritten - server.writableLength)
     server.once('close', () => {
-      const last = sent!()
-      sent = () => last
+      const final = sent!()
+      sent = () => final
     }).once('finish', () => flow.sent(null))
-    const guarded = httpGuard({ admit: head => objectionTo(route, ruling, head.host), hidden: route.mapped, objected, answer })
+    const admit = ({ host, asks }: RequestHead): Objection | null => {
+      if (!to.proxy || asks === undefined || asks.tunnel) return objectionTo(to, last.ruling, asks === undefined ? { host } : { host, asks })
+      const act = actOn(asks)
+      if (act.ruling.decision === 'refused') return { why: act.ruling.reason, host: asks.host, port: asks.port }
+      last.ruling = { ...last.ruling, proxied: true }
+      if (!acts.some(one => one.port === act.port && one.ruling.name === act.ruling.name && one.address === act.address)) acts.push(act)
+      return null
+    }
+    const guarded = httpGuard({ admit, hidden: to.mapped, objected, answer })
     guarded.pipe(server)
     guarded.write(bytes)
     client.pipe(guarded)
   }
+  const actOn = (asks: Asks): Act => {
+    const ruling = ruleOnAsked(policy, asks)
+    return { ruling, port: asks.port, address: ruling.name === null ? parseAddress(asks.host.replace(/^\[|\]$/g, ''))!.toString() : null }
+  }
 
-  gate(client, firstBytesMs, (first, bytes) => {
+  /** Sends a request for a tunnel on, and rules on what goes into the tunnel as on a connection to its end. */
+  const tunnel = (bytes: Buffer, asks: Asks, act: Act): void => {
+    const head = bytes.indexOf('\r\n\r\n') + 4
+    ahead = head
+    last = act
+    const { name } = act.ruling
+    const inner: Route = { ...act.ruling, candidates: name === null ? [] : [name], target: '', byAddress: name === null, mapped: false, proxy: false }
+    server.write(bytes.subarray(0, head), error => {
+      if (!error) gate(client, firstBytesMs, (first, rest) => enter(inner, asks.port, first, rest), bytes.subarray(head))
+    })
+  }
+
+  /** The first bytes of a connection, or of a tunnel in it. */
+  const enter = (to: Route, at: number, first: FirstBytes, bytes: Buffer): void => {
     if (over) return
-    ruling = ruleOnFirstBytes(policy, route, port, first)
-    if (ruling.decision === 'refused') {
-      stop()
-      return
+    const ruling = ruleOnFirstBytes(policy, to, at, first)
+    if (ruling.decision === 'refused' && to !== route) {
+      note(ruling.reason)
+      acts.push({ ...last, ruling })
+      return stop()
     }
-    go = flow => {
-      // At an address that was dialled by name, HTTP/1 can ask for another name in each request.
-      if (first.kind !== 'http' || route.byAddress || objectionTo(route, ruling, first.host) !== null) return handOver(flow, bytes)
+    last.ruling = ruling
+    if (ruling.decision === 'refused') return stop()
+    const asks = first.kind === 'http' && (to.byAddress || to.proxy || first.asks?.tunnel === true) ? first.asks : undefined
+    if (asks !== undefined) {
+      const act = actOn(asks)
+      if (act.ruling.decision === 'refused' || asks.tunnel || !to.proxy) acts.push(act)
+      if (act.ruling.decision === 'refused') return stop()
+      if (asks.tunnel) go = () => tunnel(bytes, asks, act)
+    }
+    if (asks?.tunnel !== true) go = flow => {
+      // What was dialled by name can be asked for another name in each request of HTTP/1, and any proxy for other servers.
+      const checked = first.kind === 'http' && (to.proxy || (to.byAddress ? policy.open(at) === null : objectionTo(to, ruling, first) === null))
+      if (!checked) return handOver(flow, bytes)
       const read = readHead(bytes)
-      if (read === null || 'why' in read || read.head.upgrade === 'none') return guard(flow, bytes, null)
+      if (read === null || 'why' in read || read.head.upgrade === 'none') return guard(to, flow, bytes, null)
       // A server that spoke first has not answered a request.
-      void flow.watch().then(({ before, answer }) => guard(flow, bytes, before === 0 ? answer : null))
+      void flow.watch().then(({ before, answer }) => guard(to, flow, bytes, before === 0 ? answer : null))
     }
-    if (flow !== undefined) go(flow)
-  })
+    if (flow !== undefined) go!(flow)
+  }
+  gate(client, firstBytesMs, (first, bytes) => enter(route, port, first, bytes))
 
   return {
     done,
@@ -301,8 +372,8 @@ function carry(client: Socket, route: Route, port: number, policy: Policy, first
 }
 
 /** Holds the client's bytes back until they say which server is meant; `pass` then gets them all. */
-function gate(client: Socket, limitMs: number, pass: (first: FirstBytes, bytes: Buffer) => void): void {
-  let bytes = Buffer.alloc(0)
+function gate(client: Socket, limitMs: number, pass: (first: FirstBytes, bytes: Buffer) => void, before: Buffer = Buffer.alloc(0)): void {
+  let bytes = before
   let over = false
   let timer: NodeJS.Timeout | undefined
   const settle = (first: FirstBytes): void => {
@@ -329,6 +400,13 @@ function gate(client: Socket, limitMs: number, pass: (first: FirstBytes, bytes: 
     clearTimeout(timer)
   }
   client.on('data', more).once('end', ended).once('close', drop)
+  if (before.length > 0) more(Buffer.alloc(0))
+  else if (client.readableEnded) ended()
+  else client.resume()
+}
+
+function place({ host, port }: Asks): string {
+  return `${printable(host)}:${port}`
 }
 
 function list(names: readonly string[]): string {

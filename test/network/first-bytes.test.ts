@@ -82,7 +82,10 @@ t.test('TLS that hides its name, or could, is never taken for something else', a
 t.test('HTTP names its host once, or is unclear', async t => {
   t.strictSame(await fed(text('GET / HTTP/1.1\r\nHost: A.Example:8080\r\n\r\n'), 3), { kind: 'http', host: 'a.example' })
   t.strictSame(await fed(text('POST /x HTTP/1.1\r\nAccept: */*\r\nhost:a.example.\r\nContent-Length: 6\r\n\r\na\n\nb\n\n')), { kind: 'http', host: 'a.example' })
-  t.strictSame(await fed(text('GET http://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n')), { kind: 'http', host: 'a.example' })
+  t.strictSame(await fed(text('GET http://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n')), { kind: 'http', host: 'a.example', asks: { host: 'a.example', port: 80, tunnel: false } })
+  t.strictSame(await fed(text('GET https://[::1]:8443?x HTTP/1.1\r\nHost: [::1]:8443\r\n\r\n')), { kind: 'http', host: '[::1]', asks: { host: '[::1]', port: 8443, tunnel: false } })
+  t.strictSame(await fed(text('CONNECT A.example:22 HTTP/1.1\r\nHost: a.example:22\r\n\r\n'), 5), { kind: 'http', host: 'a.example', asks: { host: 'a.example', port: 22, tunnel: true } })
+  for (const greeting of [[5, 1, 0], [5, 2, 0, 2], [5, 1, 2], [4, 1, 0, 80, 93, 184, 216, 34, 0]]) t.strictSame(await fed(Buffer.from(greeting), 1), { kind: 'socks' }, greeting.join())
   t.strictSame(await fed(text('GET / HTTP/1.0\r\n\r\n')), { kind: 'http', host: null })
   t.strictSame(await fed(text('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n')), { kind: 'http2' })
   t.strictSame(await fed(text('GET / HTTP/1.1\r\nHost: [2606:4700::1]:80\r\n\r\n')), { kind: 'http', host: '[2606:4700::1]' })
@@ -91,7 +94,10 @@ t.test('HTTP names its host once, or is unclear', async t => {
     'two hosts': 'GET / HTTP/1.1\r\nHost: a.example\r\nHost: evil.example\r\n\r\n',
     'a target of another host': 'GET http://evil.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n',
     'a relayed CONNECT': 'CONNECT evil.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n',
-    'a CONNECT to the server itself': 'CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n',
+    'a CONNECT to no port': 'CONNECT a.example HTTP/1.1\r\nHost: a.example\r\n\r\n',
+    'a CONNECT to a port that is none': 'CONNECT a.example:65536 HTTP/1.1\r\nHost: a.example\r\n\r\n',
+    'a CONNECT with a path': 'CONNECT a.example:443/x HTTP/1.1\r\nHost: a.example\r\n\r\n',
+    'a CONNECT with a body': 'CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\nContent-Length: 3\r\n\r\nabc',
     'a CONNECT without a version': 'CONNECT evil.example:443\r\n\r\n',
     'an empty line first': '\r\nGET / HTTP/1.1\r\nHost: a.example\r\n\r\n',
     'lines that end with LF only': 'GET / HTTP/1.1\nHost: a.example\n\n',
@@ -124,7 +130,7 @@ t.test('other protocols are let be after their first bytes', async t => {
     ssh: text('SSH-2.0-OpenSSH_9.2\r\n'), smtp: text('EHLO client\r\n'), redis: text('*1\r\n$4\r\nPING\r\n'), git: text('0032git-upload-pack /p.git\0host=a\0'),
     postgres: Buffer.from([0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f]), mongo: Buffer.from([0x3f, 0, 0, 0]), 'mongo with a length that is a blank': Buffer.from([0x20, 1, 0, 0]),
     'mysql, 128 bytes': Buffer.from([0x80, 0, 0, 1]), imap: text('a1 LOGIN me secret\r\n'), nats: text('CONNECT {"verbose":false}\r\n'), stomp: text('CONNECT\nhost:a\n'), memcached: text('get key\r\n'), ftp: text('USER me\r\n'), rsync: text('@RSYNCD: 31.0\n'),
-    svn: text('( 2 ( edit'), irc: text('NICK me\r\n'), inline: text('PING\r\n'), gopher: text('/x\r\n'), amqp: text('AMQP\0\0\x09\x01'), socks: Buffer.from([5, 1, 0]),
+    svn: text('( 2 ( edit'), irc: text('NICK me\r\n'), inline: text('PING\r\n'), gopher: text('/x\r\n'), amqp: text('AMQP\0\0\x09\x01'), 'DCE/RPC': Buffer.from([5, 0, 0x0b, 3, 16, 0, 0, 0]), 'no method twice': Buffer.from([5, 2, 0, 0]),
   })) t.strictSame(await readFirstBytes(bytes, false), { kind: 'other' }, what)
   t.equal(await readFirstBytes(text('GE'), false), null, 'what may become HTTP waits')
   t.strictSame(await readFirstBytes(text('GE'), true), { kind: 'other' }, 'what ended before it became HTTP is none')

@@ -16,7 +16,7 @@ import { openJournal } from '../../src/network/journal.ts'
 import { cellNames } from '../../src/network/names.ts'
 import type { HostGrant } from '../../src/authority/destination.ts'
 import { policyOf } from '../../src/network/policy.ts'
-import { openRelay, ruleOnAddress, ruleOnFirstBytes, type Ruling } from '../../src/network/relay.ts'
+import { openRelay, ruleOnAddress, ruleOnAsked, ruleOnFirstBytes, type Ruling } from '../../src/network/relay.ts'
 
 const ADDRESS = parseAddress('93.184.216.34')!
 /** The ruling on a connection to one address, once its first bytes were read; null: refused before that. */
@@ -69,6 +69,32 @@ t.test('an address without a name needs a block, or a contract that declares eve
   t.match(ruled(at443('a.example'), ['a.example'], sni('evil\u0007.example')), { name: 'evil?.example' })
 })
 
+t.test('what is declared leads nowhere else, by its name or its address, unless the contract says that it is a proxy', async t => {
+  const asks = (tunnel: boolean): FirstBytes => ({ kind: 'http', host: 'b.example', asks: { host: 'b.example', port: 443, tunnel } })
+  for (const host of ['a.example', '93.184.216.34']) {
+    for (const first of [asks(true), asks(false), { kind: 'socks' }] satisfies FirstBytes[]) {
+      t.match(ruled(at443(host), ['a.example'], first), { decision: 'refused' }, `${host} ${first.kind}`)
+      t.match(ruled([], ['a.example'], first, { mode: 'observe' }), { decision: 'allowed' })
+    }
+    t.match(ruled([{ host, port: 443, proxy: true }], ['a.example'], asks(true)), { decision: 'allowed', proxied: true }, host)
+    t.match(ruled([{ host, port: 443, proxy: true }], ['a.example'], asks(false)), { decision: 'allowed', proxied: true }, host)
+    t.match(ruled([{ host, port: 443, proxy: true }], ['a.example'], { kind: 'socks' }), { decision: 'refused' }, 'a SOCKS proxy is not looked into')
+    t.match(ruled([{ host, port: 3128, proxy: true }], ['a.example'], asks(true)), { decision: 'refused' }, 'at its own port alone')
+  }
+  t.match(ruled(at443('93.184.216.34'), [], { kind: 'unclear', why: 'odd' }), { decision: 'refused', reason: 'odd' }, 'a lenient proxy takes what a strict reader does not')
+  t.match(ruled(at443('93.184.216.34'), [], { kind: 'unclear', why: 'odd', tls: true }), { decision: 'allowed' })
+})
+
+t.test('a declared proxy is asked for what the contract declares, and for nothing else', async t => {
+  const asked = (grants: HostGrant[], host: string, port: number, mode: 'observe' | 'enforce' = 'enforce'): Ruling => ruleOnAsked(policyOf(grants, mode, () => new Set()), { host, port, tunnel: true })
+  const grants = [{ host: '93.184.216.50', port: 3128, proxy: true as const }, { host: '*.b.example', port: 443 }, { host: '10.0.0.0/8', port: 22 }]
+  t.match(asked(grants, 'a.b.example', 443), { decision: 'allowed', name: 'a.b.example', nameSource: 'host' })
+  for (const [host, port] of [['b.example', 443], ['a.b.example', 22], ['a.c.example', 443], ['localhost', 443], ['93.184.216.50', 443], ['127.0.0.1', 22], ['169.254.169.254', 80], ['0x7f000001', 443], ['10.0.0.1', 443], ['[::1]', 443]] as const) t.match(asked(grants, host, port), { decision: 'refused' }, `${host} ${port}`)
+  t.match(asked(grants, '10.0.0.1', 22), { decision: 'allowed', name: null })
+  t.match(asked([], 'a.c.example', 443, 'observe'), { decision: 'allowed', name: 'a.c.example', reason: /only observed/ })
+  t.match(asked([], '169.254.169.254', 80, 'observe'), { decision: 'refused' }, 'what no cell may reach unnamed, no proxy reaches for it')
+})
+
 const listening = async (server: Server): Promise<number> => {
   await new Promise<void>(resolve => server.listen(0, '127.0.0.1', () => resolve()))
   return (server.address() as AddressInfo).port
@@ -110,7 +136,7 @@ async function relayTo(t: Test, origin: Server, grant: 'localhost' | '*', mode: 
   const port = await listening(origin)
   const told: EvidenceBody[] = []
   const relay = openRelay({
-    policy: policyOf(mode === 'observe' ? [] : [{ host: grant, port }], mode), names: cellNames({ localhost: '127.0.0.1' }), journal: openJournal(body => told.push(body)),
+    policy: policyOf(mode === 'observe' ? [] : [{ host: grant, port: grant === '*' ? '*' : port }], mode), names: cellNames({ localhost: '127.0.0.1' }), journal: openJournal(body => told.push(body)),
     dialled: () => ({ address: '198.18.0.1', port }),
   })
   const server = createServer({ allowHalfOpen: true })
@@ -368,7 +394,7 @@ t.test('an upload that the server does not take is held back at the client, and 
 t.test('HTTP/2 in clear is refused for a name, unless the contract gives the name its address', async t => {
   t.match(ruled(at443('a.example'), ['a.example'], { kind: 'http2' }), { decision: 'refused', reason: /HTTP\/2 in clear/ })
   t.match(ruled(at443('*'), ['a.example'], { kind: 'http2' }), { decision: 'allowed', reason: /HTTP\/2 in clear/ })
-  t.match(ruled(at443('93.184.216.34'), ['a.example'], { kind: 'http2' }), { decision: 'allowed', reason: 'declared by address' })
+  t.match(ruled(at443('93.184.216.34'), ['a.example'], { kind: 'http2' }), { decision: 'refused', reason: /HTTP\/2 in clear/ }, 'what is there may be a proxy')
   const policy = policyOf(at443('m.example'), 'enforce')
   const route = ruleOnAddress({ policy, names: cellNames({ 'm.example': '127.0.0.1' }) }, parseAddress('198.18.0.1')!, 443)
   t.match(ruleOnFirstBytes(policy, route, 443, { kind: 'http2' }), { decision: 'allowed', name: 'm.example', reason: 'declared' })

@@ -30,7 +30,9 @@ memory, 125: the cell could not be built, 127: no such command in the cell.`)
         if (options.json) args.push('--json')
         process.exitCode = await runClient([...args, '--', ...command])
       } finally {
-        await own?.stop()
+        for (const place of await own?.stop(options.evidence) ?? []) {
+          process.stderr.write(`ambit: the evidence is not in ${options.evidence}; it is kept in ${place}: move it from there, the next start of this machine empties that place\n`)
+        }
       }
     })
 }

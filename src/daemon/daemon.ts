@@ -21,6 +21,7 @@ import { grantCredentials } from '../credentials/grant.ts'
 import type { Issuers } from '../credentials/config.ts'
 import { AmbitError } from '../errors.ts'
 import { openProbes } from '../evidence/probes.ts'
+import { removeOld, type Retention } from '../evidence/retention.ts'
 import { loadOrCreateKey } from '../evidence/sign.ts'
 import { EvidenceStore, type CellLog } from '../evidence/store.ts'
 import { native, type CellExit, type PeerCredentials } from '../native.ts'
@@ -44,10 +45,14 @@ export type DaemonOptions = {
   issuers: Issuers
   /** Null: the host has none. */
   policy: Policy | null
-  /** Another daemon may follow on the same state: cells whose contracts say so outlive this one. */
+  /** Another daemon may follow on the same state: cells whose contracts say so outlive this one. Otherwise it is private, and who started it takes its evidence. */
   followed: boolean
   /** How many cells are made ahead of being asked for. */
   spareCells: number
+  /** How much evidence stays. */
+  keepEvidence: Retention
+  /** How long a cell of a former daemon waits for the client that was there, ms. */
+  claimMs: number
   log: Logger
   /** The daemon can build no more cells: end it, and whoever supervises it starts another. */
   onFatal(error: unknown): void
@@ -61,9 +66,10 @@ export type Daemon = {
 
 /** How long after a cell was let go the next spare is made, ms: a short command has ended by then, and was not held up. */
 const REFILL_MS = 20
-/** How long a cell of a former daemon waits for the client that was there, ms; and how long its end is remembered for it. */
-const CLAIM_MS = 60_000
+/** How long the end of a former daemon's cell is remembered for its client, ms. */
 const REMEMBER_MS = 10 * 60_000
+/** How often it is looked for evidence that is too old, ms. */
+const RETENTION_MS = 3_600_000
 /** How long the daemon waits for its cells to be gone when it stops, ms. */
 const STOP_MS = 10_000
 
@@ -209,7 +215,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
           // Whoever asked for evidence must not take a run without it for a good one.
           throw new AmbitError('EVIDENCE_UNREADABLE', {
             attempted: 'hand the evidence over', why: (cause as Error).message.split('\n')[0]!,
-            remedy: `the command has ended; its evidence stays at the daemon: ${store.pathOf(id)}`, cause,
+            remedy: options.followed ? `the command has ended; its evidence stays at the daemon: ${store.pathOf(id)}` : 'the command has ended; its evidence is kept', cause,
           })
         }
       }
@@ -319,7 +325,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       const resumed = await resume(host, one, { store, issuers: options.issuers, changesDir: options.changesDir, log })
       claims.set(record.id, { ...resumed, claimed: false })
       log.info({ cell: record.id, ended: one.exit !== null }, 'cell taken back')
-      const unclaimed = setTimeout(() => { if (claims.get(record.id)?.claimed === false) resumed.cell.kill('client-gone') }, CLAIM_MS).unref()
+      const unclaimed = setTimeout(() => { if (claims.get(record.id)?.claimed === false) resumed.cell.kill('client-gone') }, options.claimMs).unref()
       const over = resumed.done.then(() => {}, () => {}).then(() => {
         clearTimeout(unclaimed)
         slots.give(record.slot)
@@ -341,6 +347,12 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   const untidy = (path: string, error: unknown): void => log.warn({ path, err: error }, 'changes that nobody came back for could not be removed')
   for (const id of store.ids()) if (!claims.has(id) && store.view(id)?.state === 'unsealed') await dropChanges(options.changesDir, id).catch((error: unknown) => untidy(join(options.changesDir, id), error))
   await pruneChanges(options.changesDir, untidy)
+  const tidy = (): void => {
+    void removeOld(store, options.keepEvidence, Date.now(), (cell, error) => log.warn({ cell, err: error }, 'old evidence could not be removed'))
+      .then(removed => { for (const one of removed) log.info(one, 'old evidence removed') }, (error: unknown) => log.error({ err: error }, 'old evidence could not be looked for'))
+  }
+  const tidying = options.keepEvidence.ageMs === null && options.keepEvidence.bytes === null ? null : setInterval(tidy, RETENTION_MS).unref()
+  if (tidying !== null) tidy()
   const own = [...new Set([options.stateDir, dirname(options.socketPath), options.changesDir])].map(folder => (existsSync(folder) ? realpathSync(folder) : resolve(folder)))
   const control = await opened(() => new addon.Control(options.socketPath, options.socketGroup === null ? 0o600 : 0o660, options.socketGroup ?? 0, receive, left),
     `open the control socket ${options.socketPath}`, 'another daemon may answer there: end it, or choose another path with --socket')
@@ -358,6 +370,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     async stop() {
       if (stopping) return
       stopping = true
+      if (tidying !== null) clearInterval(tidying)
       endAll('daemon-stopped')
       await Promise.race([Promise.allSettled(running), new Promise(resolve => setTimeout(resolve, STOP_MS).unref())])
       await spares.close()

@@ -1,5 +1,5 @@
 import { existsSync, fstatSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync, renameSync } from 'node:fs'
-import { constants, open, unlink, type FileHandle } from 'node:fs/promises'
+import { constants, open, rename, rmdir, unlink, type FileHandle } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Contract } from '../contract/schema.ts'
 import { contractDigest, writeContract } from '../contract/write.ts'
@@ -19,6 +19,8 @@ export type LogView = { file: string; bytes: number; changed: number; state: 'op
 const DEFAULT_LOG_BYTES = 64 * 1024 * 1024
 /** Beside a log that was never sealed: says so, and why. */
 const UNSEALED = 'unsealed.json'
+/** Before the name of a bundle that is being removed. */
+const LEAVING = '.leaving-'
 const ID = /^[A-Za-z0-9][A-Za-z0-9-]{0,63}$/
 
 /** The evidence on disk: one directory for each cell, which is its bundle once it is sealed. */
@@ -35,6 +37,7 @@ export class EvidenceStore {
     this.#key = key
     this.#limit = options.maxLogBytes ?? DEFAULT_LOG_BYTES
     mkdirSync(dir, { recursive: true, mode: 0o700 })
+    for (const name of readdirSync(dir)) if (name.startsWith(LEAVING)) void removeBundle(join(dir, name)).catch(() => {})
     for (const id of this.ids()) {
       if (!existsSync(join(dir, id, BUNDLE.statement))) this.#mark(id, 'the daemon ended before this log was sealed')
     }
@@ -160,6 +163,30 @@ export class EvidenceStore {
     }
   }
 
+  /** When a cell's bundle was sealed, ms since the epoch, and how large it is; null: it is open, was never sealed, or is not there. */
+  sealed(id: string): { sealedMs: number; bytes: number } | null {
+    if (this.#open.has(id)) return null
+    try {
+      const { mtimeMs, size } = statSync(join(this.pathOf(id), BUNDLE.statement))
+      return { sealedMs: mtimeMs, bytes: size + statSync(join(this.pathOf(id), BUNDLE.log)).size }
+    } catch {
+      return null
+    }
+  }
+
+  /**
+   * Takes a sealed bundle away: its own files by their names and the directory, never what else may lie there. Throws if it is not
+   * sealed, or something is left.
+   */
+  async remove(id: string): Promise<void> {
+    if (this.sealed(id) === null) throw new Error(`the evidence of cell ${id} is not sealed`)
+    // No cell's name from here on: what a crash leaves of it is no unsealed log, and goes with the next start.
+    const leaving = join(this.#dir, `${LEAVING}${id}`)
+    await rename(this.pathOf(id), leaving)
+    await removeBundle(leaving)
+    this.#tell(id)
+  }
+
   /** Calls `changed` whenever a log begins, grows, ends or is taken back; returns how to stop that. */
   watch(changed: (id: string) => void): () => void {
     this.#watchers.add(changed)
@@ -210,6 +237,13 @@ async function copy(from: FileHandle, to: FileHandle): Promise<void> {
     for (let done = 0; done < bytesRead;) done += (await to.write(buffer, done, bytesRead - done, at + done)).bytesWritten
     at += bytesRead
   }
+}
+
+async function removeBundle(dir: string): Promise<void> {
+  for (const name of [...Object.values(BUNDLE), UNSEALED]) {
+    await unlink(join(dir, name)).catch((error: NodeJS.ErrnoException) => { if (error.code !== 'ENOENT') throw error })
+  }
+  await rmdir(dir)
 }
 
 /** Asks the disk for what the kernel holds. Failure is not told: the bundle verifies or it does not. */

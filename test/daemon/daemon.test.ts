@@ -1,5 +1,5 @@
 import { spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -60,6 +60,33 @@ t.test('a second daemon on the same socket says so and ends', async t => {
   const second = spawnSync(process.execPath, [join(root, 'dist/cli/main.js'), 'daemon', '--state', join(dir, 'other'), '--socket', socket, '--feed-port', '0'], { encoding: 'utf8', timeout: 20_000 })
   t.equal(second.status, 2)
   t.match(second.stderr, /could not open the control socket[^]*another daemon/)
+})
+
+t.test('evidence beyond its age is removed at the start, and the log says which', async t => {
+  const { dir } = await startDaemon(t)
+  const state = join(dir, 'aging')
+  const old = join(state, 'evidence/cold')
+  mkdirSync(old, { recursive: true })
+  for (const name of ['events.jsonl', 'contract.yaml', 'public-key.pem', 'statement.dsse.json']) writeFileSync(join(old, name), '')
+  const bad = spawnSync(process.execPath, [join(root, 'dist/cli/main.js'), 'daemon', '--state', state, '--keep-evidence', '30'], { encoding: 'utf8' })
+  t.equal(bad.status, 2)
+  t.match(bad.stderr, /could not read --keep-evidence: "30" is not a time/)
+  const removed = async (): Promise<string> => {
+    const child = spawn(process.execPath, [join(root, 'dist/cli/main.js'), 'daemon', '--state', state, '--socket', join(dir, 'aging/a.sock'), '--feed-port', '0', '--keep-evidence', '30d'], { stdio: ['ignore', 'ignore', 'pipe'] })
+    let log = ''
+    child.stderr.on('data', chunk => { log += chunk })
+    const ended = new Promise(resolve => child.once('close', resolve))
+    for (let i = 0; i < 1000 && !log.includes('"ready"'); i++) await sleep(20)
+    await sleep(200)
+    child.kill()
+    await ended
+    return log
+  }
+  t.notMatch(await removed(), /old evidence removed/)
+  t.ok(existsSync(old))
+  utimesSync(join(old, 'statement.dsse.json'), new Date(0), new Date(0))
+  t.match(await removed(), /"cell":"cold".*"why":"age","msg":"old evidence removed"/)
+  t.notOk(existsSync(old))
 })
 
 t.test('a user who is not root gets a share of the cells', async t => {

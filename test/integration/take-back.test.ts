@@ -114,3 +114,28 @@ t.test('a cell is given only to who asked for it', async t => {
   t.equal((await held.result).status, 4)
   await next.stop()
 })
+
+t.test('a cell that nobody comes back for is ended, and its evidence sealed; one whose client waits is not', async t => {
+  const place = makePlace()
+  t.teardown(() => removePlace(place))
+  const contract = writeContract(place, { ttl: '60s', spec: 'onDaemonLoss: continue' })
+  const daemon = await startDaemon(place)
+  const forsaken = run(place, contract, ['sleep', '50'])
+  const waited = run(place, contract, ['sh', '-c', 'while [ ! -e end ]; do sleep 0.05; done; exit 4'])
+  await until(() => begun(place) === 2, 'the cells')
+  await sleep(500)
+  daemon.child.kill('SIGKILL')
+  await daemon.ended
+  // Its output stays open: the cell holds it.
+  const killed = new Promise(resolve => forsaken.child.once('exit', resolve))
+  forsaken.child.kill('SIGKILL')
+  await killed
+  const next = await startDaemon(place, ['--claim-within', '2s'])
+  const endings = (): (string | undefined)[] => readdirSync(join(place.state, 'evidence')).filter(id => existsSync(join(place.state, 'evidence', id, 'statement.dsse.json'))).map(id => String(linesOf(join(place.state, 'evidence', id)).at(-1)!['reason']))
+  await until(() => endings().length > 0, 'the end of the one')
+  t.same(endings(), ['client-gone'])
+  t.equal(waited.child.exitCode, null)
+  mkdirSync(join(place.work, 'end'))
+  t.equal((await waited.result).status, 4)
+  await next.stop()
+})

@@ -14,11 +14,17 @@ export function time(command, options = {}) {
   return ms
 }
 
+/** What the one before left to do in the background must not be paid for by the next. */
+function settle() {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 30)
+}
+
 /** candidates: {name, run(round): number (ms) | null} – prints minimum, median, p90 and the ratio to the reference's median. */
 export function compare(title, candidates, rounds, reference) {
   const times = new Map(candidates.map(({ name }) => [name, []]))
   for (let round = -1; round < rounds; round++) {
     for (const { name, run } of candidates) {
+      settle()
       const ms = run(round)
       if (round >= 0) times.get(name).push(ms)
     }

@@ -201,6 +201,8 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
         throw failedToBuild(error)
       }
       const cellLog = begun!
+      // The command has its own: who reads its output reads the end when the command's processes have closed it.
+      closeLater(fds.splice(0, stdio.length))
       cells.set(connection, cell)
       send(connection, { type: 'started', cell: id, ...(lasts && { lasts: 'yes' }) })
       log.info({ cell: id, contract: contract.metadata.name, uid: peer.uid }, 'cell started')

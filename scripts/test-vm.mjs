@@ -10,7 +10,7 @@ import { initramfs, kernel, KERNELS } from '../vagrant/vm/kernels.mjs'
 
 const DEFAULT = ['6.1', '6.12']
 /** Seconds: a test file that takes longer hangs. */
-const FILE_SECONDS = 420
+const FILE_SECONDS = 900
 const BOOT_SECONDS = 180
 const DOCTOR_SECONDS = 120
 const FILES = [

@@ -58,7 +58,7 @@ function fetchKernel(name, home) {
   writeFileSync(at('parts/debian.sources'), `Types: deb\nURIs: ${mirror()}\nSuites: ${known.suite}\nComponents: main\nSigned-By: ${KEYRING}\n`)
   const own = ['-q', '-o', 'Dir::Etc::SourceList=/dev/null', '-o', `Dir::Etc::SourceParts=${at('parts')}`, '-o', `Dir::State::Lists=${at('lists')}`,
     '-o', `Dir::Cache=${at('cache')}`, '-o', 'Acquire::Languages=none', '-o', 'Acquire::Retries=3', '-o', 'APT::Sandbox::User=root']
-  run('apt-get', [...own, 'update'])
+  run('apt-get', [...own, 'update', '--error-on=any'])
   const depends = run('apt-cache', [...own, 'show', '--no-all-versions', 'linux-image-cloud-amd64'])
   const release = /linux-image-(\d[^ ,]*cloud-amd64)/.exec(depends)?.[1]
   if (release === undefined) throw new Error(`${known.suite} has no cloud kernel for x86-64`)

@@ -28,6 +28,9 @@ export type PrivateDaemon = {
   stop(handedTo?: string): Promise<string[]>
 }
 
+/** One that dies is noticed at once: this is for hosts that are slow, as emulated ones are. */
+const READY_SECONDS = 120
+
 /** A daemon of one's own on a temporary directory, for a run on a host where none is installed. */
 export async function startPrivateDaemon(options: { issuers?: string; environment?: Record<string, string>; spareCells?: number } = {}): Promise<PrivateDaemon> {
   if (process.getuid?.() !== 0) {
@@ -68,7 +71,7 @@ export async function startPrivateDaemon(options: { issuers?: string; environmen
 }
 
 async function waitFor(child: ChildProcess, file: string, complaints: () => string): Promise<{ feedPort: number }> {
-  const deadline = Date.now() + 30_000
+  const deadline = Date.now() + READY_SECONDS * 1000
   while (Date.now() < deadline) {
     if (existsSync(file)) {
       const text = readFileSync(file, 'utf8')
@@ -78,7 +81,7 @@ async function waitFor(child: ChildProcess, file: string, complaints: () => stri
     await sleep(10)
   }
   throw new AmbitError('DAEMON_UNREACHABLE', {
-    attempted: 'start a private daemon', why: complaints().trim() || 'it did not get ready within 30 s',
+    attempted: 'start a private daemon', why: complaints().trim() || `it did not get ready within ${READY_SECONDS} s`,
     remedy: 'run `ambit doctor` to see what this host lacks',
   })
 }

@@ -23,7 +23,7 @@ export type Suite = {
 }
 
 const STATUS = new Map<number, Outcome>([[0, 'worked'], [10, 'refused'], [20, 'absent']])
-const PATIENCE_MS = 30_000
+const PATIENCE_MS = 90_000
 const USUAL_BUBBLEWRAP = ['--unshare-all', '--ro-bind', '/', '/', '--proc', '/proc', '--dev', '/dev', '--tmpfs', '/tmp', '--die-with-parent']
 
 /** One daemon and one folder for as many cases as are run one after another. */

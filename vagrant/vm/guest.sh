@@ -16,10 +16,13 @@ mount -t securityfs securityfs /sys/kernel/security 2>/dev/null || true
 mkdir -p /run/tree /run/disk
 mount --bind "$tree" /run/tree
 mount -t ext4 /dev/vda /run/disk
-mkdir -p /run/disk/tmp /run/disk/var-tmp
+mkdir -p /run/disk/tmp /run/disk/var-tmp /run/disk/changes /var/lib/ambit-changes
 chmod 1777 /run/disk/tmp /run/disk/var-tmp
+chmod 711 /run/disk/changes
 mount --bind /run/disk/tmp /tmp
 mount --bind /run/disk/var-tmp /var/tmp
+# What cells write over a workspace is an upper layer, which cannot lie on an overlay either.
+mount --bind /run/disk/changes /var/lib/ambit-changes
 if [ ! -e "$tree/package.json" ]; then
   mkdir -p "$tree"
   mount --bind /run/tree "$tree"

@@ -77,7 +77,8 @@ static __always_inline void arguments_of(struct pt_regs *regs, __u8 arch, struct
   to->at[2] = compat ? (__u32)all.dx : all.dx;
   to->at[3] = compat ? (__u32)all.si : all.r10;
   to->at[4] = compat ? (__u32)all.di : all.r8;
-  to->at[5] = to->at[6] = to->at[7] = 0;
+  to->at[5] = compat ? (__u32)all.bp : all.r9;
+  to->at[6] = to->at[7] = 0;
 #elif defined(__TARGET_ARCH_arm64)
   bpf_probe_read_kernel(to->at, sizeof to->at, regs->regs);
   bpf_probe_read_kernel(&to->at[0], sizeof to->at[0], &regs->orig_x0); /* x0 is the result by now */

@@ -34,6 +34,8 @@ enum ambit_path_flag {
   AMBIT_SETUP = 64,           /* by cell-init's child, before the command's first exec */
   AMBIT_ARGV_CUT = 128,
   AMBIT_SPOKEN_TO = 1024,     /* a socket that was connected to, or sent to */
+  AMBIT_OF_CELL = 2048,       /* the socket spoken to is known to be one that the cell made */
+  AMBIT_OF_HOST = 4096,       /* it is known to be none; neither: not known */
   AMBIT_OOM = 256,            /* of an exit: the out-of-memory killer chose this process */
   AMBIT_BY_LSM = 512,         /* of a failed exec: lsm.bpf.c refused it */
 };
@@ -150,10 +152,11 @@ enum ambit_call_op {
   AMBIT_CALL_SOCKET = 9,  /* makes the socket that a struct sockaddr_un names */
   AMBIT_CALL_SPEAK = 10,  /* speaks to it */
   AMBIT_CALL_MESSAGE = 11, /* the same, named by a struct msghdr */
+  AMBIT_CALL_MESSAGES = 12, /* the same, named by each struct mmsghdr that was sent */
 };
 struct ambit_call {
   __u8 op;
-  __s8 dirfd, path, flags; /* places of the arguments; -1: has none */
+  __s8 dirfd, path, flags; /* places of the arguments; -1: has none; of a call that names a socket, `flags` is the length's */
   __s8 dirfd2, path2;
   __u8 reserved[2];
 };

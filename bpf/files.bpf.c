@@ -4,7 +4,7 @@
  * At the exit of the call, where the outcome is known and the path argument has been faulted in. The descriptor that an open
  * returned tells the file and its real path; another thread can close or replace it at that moment. If it is gone, what the
  * process said is told, as such. Where lsm.bpf.c is attached it has told of the file before, and there is no such gap. All else is known by its argument alone: changes, looks
- * without opening, and sockets with a path; of sendmmsg, the first message's.
+ * without opening, and sockets with a path.
  * The loader attaches this before syscalls.bpf.c's exit program, which clears `entered`.
  */
 #define RECORD_ROOM (4 * 4096)
@@ -31,6 +31,7 @@ struct {
 #define O_TRUNC 01000
 #define O_PATH 010000000
 #define AF_UNIX 1
+#define SUN_PATH 108
 
 static long hash_step(__u32 step, void *unused) {
   struct scratch *own = scratch_of();
@@ -72,6 +73,8 @@ struct act {
   __u8 look;        /* nothing was opened */
   __u8 by_lsm;
   __u8 spoken;      /* a socket was spoken to */
+  __u8 owner;       /* of it: 1 the cell, 2 the host, 0 not known */
+  __u16 limit;      /* of the argument's bytes, without its end; 0: none */
 };
 
 /* An act known by its path argument. A directory's entries are told once: who may change one of them may change them all. */
@@ -97,16 +100,20 @@ __noinline int tell_argument(struct act *act) {
     event->header.flags |= AMBIT_BY_LSM;
   if (act->spoken)
     event->header.flags |= AMBIT_SPOKEN_TO;
+  if (act->owner)
+    event->header.flags |= act->owner == 1 ? AMBIT_OF_CELL : AMBIT_OF_HOST;
   long length = act->argument ? bpf_probe_read_user_str(&own->record[FIXED], AMBIT_PATH_MAX, (void *)act->argument) : 1;
   if (length <= 0 || length > AMBIT_PATH_MAX) {
     event->header.flags |= AMBIT_UNREADABLE;
     length = 1;
   }
+  if (act->limit && act->limit <= SUN_PATH && length > act->limit + 1)
+    length = act->limit + 1;
   event->path_length = length - 1;
   own->length = FIXED + length - 1;
 
   struct seen_key key = {.cell = act->cell, .kind = act->kind};
-  key.detail = (__u32)act->error << 8 | (__u32)act->access << 4 | (__u32)act->spoken << 3 | (__u32)act->look << 2 | (__u32)act->entry << 1 | act->setup;
+  key.detail = (__u32)act->error << 8 | (__u32)act->owner << 6 | (__u32)act->access << 4 | (__u32)act->spoken << 3 | (__u32)act->look << 2 | (__u32)act->entry << 1 | act->setup;
   struct vfsmount *mnt = 0;
   struct dentry *dentry = 0;
   bool relative = own->record[FIXED] != '/' || length == 1;
@@ -146,6 +153,60 @@ __noinline int tell_argument(struct act *act) {
       mark_seen(&key);
   }
   own->busy = 0;
+  return 0;
+}
+
+/*
+ * Whose the socket is that this one was connected to, which no name can tell: the cell's, if it was bound in the cell's own mount
+ * namespace. A descriptor that another thread has replaced is told as the host's: that is no way to hide it.
+ */
+static __always_inline __u8 owner_of_peer(__u32 descriptor) {
+  struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+  if (!bpf_core_type_exists(struct unix_sock))
+    return 0;
+  struct file *file = file_of(descriptor);
+  struct socket *socket = (struct socket *)BPF_CORE_READ(file, private_data);
+  struct sock *sk = BPF_CORE_READ(socket, sk);
+  if (!sk || BPF_CORE_READ(sk, __sk_common.skc_family) != AF_UNIX)
+    return 2;
+  struct unix_sock *peer = (struct unix_sock *)BPF_CORE_READ((struct unix_sock *)sk, peer);
+  if (!peer)
+    return 2;
+  struct vfsmount *mnt = BPF_CORE_READ(peer, path.mnt);
+  /* It was closed before the call came back. */
+  if (!mnt)
+    return 0;
+  return BPF_CORE_READ(mount_of(mnt), mnt_ns) == BPF_CORE_READ(task, nsproxy, mnt_ns) ? 1 : 2;
+}
+
+/* A socket by the name that a process gave, if it is a path: without a first byte it is abstract, and the network namespace's. */
+static __always_inline void tell_socket(struct act *act, __u64 name, __u32 size) {
+  struct { __u16 family; char first; } start = {};
+  if (!name || bpf_probe_read_user(&start, 3, (void *)name) || start.family != AF_UNIX || !start.first || size <= 2)
+    return;
+  /* The kernel reads no further, whatever follows there. */
+  act->limit = size - 2 < SUN_PATH ? size - 2 : SUN_PATH;
+  act->argument = name + 2;
+  act->access = AMBIT_WRITE;
+  tell_argument(act);
+}
+
+/* As the kernel bounds it (UIO_MAXIOV). */
+#define MESSAGES 1024
+
+struct messages {
+  __u64 cell, at;
+  __u32 stride, error;
+};
+
+/* struct mmsghdr begins with a struct msghdr, and that with the name and its length. Programs of 32 bits are not run. */
+static long message_step(__u32 step, struct messages *all) {
+  struct { __u64 name; __u32 size; } head = {};
+  struct act act = {.cell = all->cell, .dirfd = AT_FDCWD, .error = all->error, .spoken = 1};
+  act.kind = act.error ? AMBIT_FILE_FAILED : AMBIT_FILE;
+  if (bpf_probe_read_user(&head, 12, (void *)(all->at + (__u64)step * all->stride)))
+    return 1;
+  tell_socket(&act, head.name, head.size);
   return 0;
 }
 
@@ -216,21 +277,19 @@ int BPF_PROG(files_exit, struct pt_regs *regs, long result) {
     tell_argument(&act);
     return 0;
   }
-  if (call->op == AMBIT_CALL_MESSAGE) {
-    /* msg_name is the first field; of sendmmsg only the first message is looked at. Programs of 32 bits are not run. */
-    __u64 message = act.argument;
-    act.argument = 0;
-    if (message)
-      bpf_probe_read_user(&act.argument, sizeof act.argument, (void *)message);
+  if (call->op == AMBIT_CALL_MESSAGE || call->op == AMBIT_CALL_MESSAGES) {
+    struct messages all = {.cell = cell, .at = act.argument, .stride = 64, .error = act.error};
+    __u32 count = call->op == AMBIT_CALL_MESSAGE || act.error || result > MESSAGES ? 1 : result;
+    bpf_loop(count, message_step, &all, 0);
+    return 0;
   }
   if (call->op >= AMBIT_CALL_SOCKET) {
     act.spoken = call->op != AMBIT_CALL_SOCKET;
-    struct { __u16 family; char first; } name = {};
-    if (!act.argument || bpf_probe_read_user(&name, 3, (void *)act.argument) || name.family != AF_UNIX || !name.first)
-      return 0;
-    act.argument += 2; /* sun_path; without a first byte the name is abstract, and the network namespace's */
-    act.access = AMBIT_WRITE;
-    tell_argument(&act);
+    /* Only connect has a descriptor of which it is told. */
+    if (call->dirfd >= 0 && !act.error)
+      act.owner = owner_of_peer(act.dirfd);
+    act.dirfd = AT_FDCWD;
+    tell_socket(&act, act.argument, call->flags >= 0 ? argument(&arguments, call->flags) : 0);
     return 0;
   }
   if (call->op == AMBIT_CALL_OBJECT && !act.argument) {

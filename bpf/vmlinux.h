@@ -74,7 +74,12 @@ struct dentry {
 struct vfsmount {
   struct dentry *mnt_root;
 };
+struct mnt_namespace;
+struct nsproxy {
+  struct mnt_namespace *mnt_ns;
+};
 struct mount {
+  struct mnt_namespace *mnt_ns;
   struct mount *mnt_parent;
   struct dentry *mnt_mountpoint;
   struct vfsmount mnt;
@@ -88,6 +93,20 @@ struct file {
   struct inode *f_inode;
   unsigned int f_flags;
   unsigned int f_mode;
+  void *private_data;
+};
+struct sock_common {
+  unsigned short skc_family;
+};
+struct sock {
+  struct sock_common __sk_common;
+};
+struct socket {
+  struct sock *sk;
+};
+struct unix_sock {
+  struct path path;
+  struct sock *peer;
 };
 struct fdtable {
   unsigned int max_fds;
@@ -130,6 +149,7 @@ struct task_struct {
   struct mm_struct *mm;
   struct fs_struct *fs;
   struct files_struct *files;
+  struct nsproxy *nsproxy;
   struct signal_struct *signal;
   int exit_code;
   char comm[16];

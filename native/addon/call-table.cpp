@@ -76,11 +76,11 @@ const CallName kCalls[] = {
     {"llistxattr", {AMBIT_CALL_LOOK, -1, 0, -1, -1, -1, {}}},
     {"getxattrat", {AMBIT_CALL_LOOK, 0, 1, -1, -1, -1, {}}},
     {"listxattrat", {AMBIT_CALL_LOOK, 0, 1, -1, -1, -1, {}}},
-    {"connect", {AMBIT_CALL_SPEAK, -1, 1, -1, -1, -1, {}}},
-    {"sendto", {AMBIT_CALL_SPEAK, -1, 4, -1, -1, -1, {}}},
+    {"connect", {AMBIT_CALL_SPEAK, 0, 1, 2, -1, -1, {}}},
+    {"sendto", {AMBIT_CALL_SPEAK, -1, 4, 5, -1, -1, {}}},
     {"sendmsg", {AMBIT_CALL_MESSAGE, -1, 1, -1, -1, -1, {}}},
-    {"sendmmsg", {AMBIT_CALL_MESSAGE, -1, 1, -1, -1, -1, {}}},
-    {"bind", {AMBIT_CALL_SOCKET, -1, 1, -1, -1, -1, {}}},
+    {"sendmmsg", {AMBIT_CALL_MESSAGES, -1, 1, -1, -1, -1, {}}},
+    {"bind", {AMBIT_CALL_SOCKET, -1, 1, 2, -1, -1, {}}},
 };
 
 // The rows of the syscall sets on this machine; bpf/arch.h counts them the same way.

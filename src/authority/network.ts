@@ -39,7 +39,9 @@ const schema = z.array(entry).max(2_000, { error: 'holds more than 2000 entries'
 
 type Declared = z.infer<typeof schema>
 type Flow = Destination & { hidden: boolean; proxy: boolean; decision: 'allowed' | 'refused'; reason: string; bytes: number }
-type Attempt = { count: number; first: ProcessRef; why: string }
+type Attempt = { count: number; first: ProcessRef; why: string
+  /** Known to be a socket of the host. */
+  foreign: boolean }
 type Used = {
   flows: Flow[]
   /** Of names that the resolver refused, by name. */
@@ -98,6 +100,15 @@ function socketUse(path: string, declared: readonly Grant[], used: Used): Attemp
 
 /** Where the host's daemon has its socket, and a cell what it was handed. */
 const DAEMONS = '/run/ambit'
+function speak(attempts: Map<string, Attempt>, path: string, first: ProcessRef, why: string, foreign: boolean): void {
+  const known = attempts.get(path)
+  if (known === undefined) attempts.set(path, { count: 1, first, why, foreign })
+  else {
+    known.count++
+    known.foreign ||= foreign
+  }
+}
+
 /** Errors by which a cell withholds a socket; ECONNREFUSED is its server's affair. */
 const WITHHELD = new Set(['EACCES', 'EPERM', 'ENOENT'])
 
@@ -131,12 +142,12 @@ export const network: AuthorityKind<Declared, Used> = {
       const address = canonicalAddress(event.address)
       if (address !== null && event.port > 0 && !isLoopback(address)) used.connects.push({ process: event.process, address, port: event.port })
     }
-    if ((event.type === 'file' || event.type === 'file.failed') && event.socket === true && (!cellsOwn(event.path) || (event.type === 'file.failed' && inside(event.path, DAEMONS)))) {
-      if (event.type === 'file.failed' && !(event.onHost && WITHHELD.has(event.errno))) return
-      const attempts = event.type === 'file' ? used.sockets.reached : used.sockets.refused
-      const known = attempts.get(event.path)
-      if (known === undefined) attempts.set(event.path, { count: 1, first: event.process, why: event.type === 'file' ? '' : event.errno })
-      else known.count++
+    // What a link or a descriptor stands for is not told by its name, so the name of a place of the cell's own proves nothing.
+    if (event.type === 'file' && event.socket === true && event.owner !== 'cell' && !inside(event.path, DAEMONS)) {
+      speak(used.sockets.reached, event.path, event.process, '', event.owner === 'host')
+    }
+    if (event.type === 'file.failed' && event.socket === true && (!cellsOwn(event.path) || inside(event.path, DAEMONS)) && event.onHost && WITHHELD.has(event.errno)) {
+      speak(used.sockets.refused, event.path, event.process, event.errno, false)
     }
   },
 
@@ -187,10 +198,14 @@ export const network: AuthorityKind<Declared, Used> = {
     }
     const shown = new Set(declared.map(grantText))
     for (const [outcome, attempts] of [['undeclared', used.sockets.reached], ['denied', used.sockets.refused]] as const) {
-      for (const [path, { count, first, why }] of [...attempts].sort(byName)) {
+      for (const [path, { count, first, why, foreign }] of [...attempts].sort(byName)) {
         const grant = grantText({ unix: path })
-        // What a job makes in its own places is its own; what it makes elsewhere needs a grant to write there.
-        if (outcome === 'undeclared' && (shown.has(grant) || ownWhole(path))) continue
+        if (outcome === 'undeclared' && shown.has(grant)) continue
+        const unknown = outcome === 'undeclared' && !foreign && (ownWhole(path) || cellsOwn(path))
+        if (unknown) {
+          rows.push({ grant, outcome: 'unobservable', declared: false, count, proof: `spoken to, first by ${who(first)}: the cell's own, or a link that led out of it` })
+          continue
+        }
         rows.push({ grant, outcome, declared: shown.has(grant), count, proof: outcome === 'denied' ? `${why} for ${who(first)}` : `spoken to, first by ${who(first)}` })
       }
     }

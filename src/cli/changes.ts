@@ -7,6 +7,7 @@ import { applyChanges, removeAll } from '../changes/apply.ts'
 import { at, CHANGES_DIR, changesOf, entries, openFile, readChangesFile, within, type Change, type ChangesFile, type Folder } from '../changes/changes.ts'
 import { AmbitError } from '../errors.ts'
 import { native } from '../native.ts'
+import { printable } from '../text.ts'
 import { counted } from '../authority/words.ts'
 import { print, printJson } from './io.ts'
 
@@ -45,13 +46,13 @@ Example: ambit changes c0123456789ab --diff | less`)
         const conflicts = changes.filter(({ conflict }) => conflict)
         if (conflicts.length > 0 && !options.force) {
           throw new AmbitError('FILE_UNWRITABLE', {
-            attempted: 'apply the changes', why: `the workspace has changed since the job started: ${conflicts.slice(0, 3).map(one => one.path).join(', ')}${conflicts.length > 3 ? ` and ${conflicts.length - 3} more` : ''}`,
+            attempted: 'apply the changes', why: `the workspace has changed since the job started: ${conflicts.slice(0, 3).map(one => printable(one.path)).join(', ')}${conflicts.length > 3 ? ` and ${conflicts.length - 3} more` : ''}`,
             remedy: 'look at them with --diff; --force writes the job\'s over them',
           })
         }
         const left = applyChanges(native(), upper, workspace)
         print(`applied ${counted(changes.length - left.length, 'change')} to ${options.to ?? about.workspace.path}`)
-        for (const one of left) print(`left out: ${one} is neither file, directory nor link`)
+        for (const one of left) print(`left out: ${printable(one)} is neither file, directory nor link`)
       }))
       if (options.apply) discard(home, path)
     })
@@ -87,14 +88,18 @@ function show(about: ChangesFile, changes: Change[], upper: Folder, workspace: F
   if (json) printJson({ ...about, changes })
   else if (diff) for (const change of changes) print(patch(change, upper, workspace))
   else if (changes.length === 0) print('no change')
-  else for (const { path, change, type, conflict } of changes) print(`${change.padEnd(8)} ${type === 'directory' ? `${path}/` : path}${type === 'link' ? ' (link)' : type === 'other' ? ' (not applied: neither file, directory nor link)' : ''}${conflict ? '  changed in the workspace, too' : ''}`)
+  else for (const { path: raw, change, type, conflict } of changes) {
+    const path = printable(raw)
+    print(`${change.padEnd(8)} ${type === 'directory' ? `${path}/` : path}${type === 'link' ? ' (link)' : type === 'other' ? ' (not applied: neither file, directory nor link)' : ''}${conflict ? '  changed in the workspace, too' : ''}`)
+  }
 }
 
 function patch({ path, change, type }: Change, upper: Folder, workspace: Folder): string {
   const before = change === 'added' ? '' : textBelow(workspace, path)
   const after = change === 'deleted' ? '' : textBelow(upper, path)
-  if (type !== 'file' || before === null || after === null) return `${change} ${path}: ${type === 'file' ? 'no text, or too large to show' : type}`
-  return createTwoFilesPatch(change === 'added' ? '/dev/null' : `a/${path}`, change === 'deleted' ? '/dev/null' : `b/${path}`, before, after).split('\n').slice(1).join('\n').trimEnd()
+  const shown = printable(path)
+  if (type !== 'file' || before === null || after === null) return `${change} ${shown}: ${type === 'file' ? 'no text, or too large to show' : type}`
+  return createTwoFilesPatch(change === 'added' ? '/dev/null' : `a/${shown}`, change === 'deleted' ? '/dev/null' : `b/${shown}`, before, after).split('\n').slice(1).join('\n').trimEnd()
 }
 
 /** Null: no text, larger than is shown, or no file. */

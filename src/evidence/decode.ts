@@ -23,7 +23,7 @@ export const LAYOUT = {
 /** Bytes of each struct without its data. */
 export const FIXED = { ambit_header: 64, ambit_exec: 88, ambit_file: 88, ambit_fork: 80, ambit_exit: 72, ambit_connect: 88, ambit_refused: 80, ambit_tls: 88 } as const
 
-export const FLAG = { unreachable: 1, cut: 2, baseUnreachable: 4, baseCut: 8, baseUnknown: 16, unreadable: 32, setup: 64, argvCut: 128, oom: 256, byLsm: 512, spokenTo: 1024 } as const
+export const FLAG = { unreachable: 1, cut: 2, baseUnreachable: 4, baseCut: 8, baseUnknown: 16, unreadable: 32, setup: 64, argvCut: 128, oom: 256, byLsm: 512, spokenTo: 1024, ofCell: 2048, ofHost: 4096 } as const
 
 export type RawHeader = { cell: bigint; /** nanoseconds since boot */ time: bigint; tid: number; ppid: number; process: ProcessRef
   /** By cell-init's child, before the command's first exec. */
@@ -33,7 +33,9 @@ export type RawExec = RawHeader & { kind: 'exec'; path: string
   script: string | null; argv: string[]; argvTruncated: boolean; dev: string; ino: string; unlinked: boolean }
 export type RawFile = RawHeader & { kind: 'file'; path: string; access: 'read' | 'write' | 'readwrite'; created: boolean; dev: string; ino: string; source: 'lsm' | 'descriptor' | 'argument' | 'name'
   /** A Unix socket that was connected or sent to. */
-  spokenTo?: true }
+  spokenTo?: true
+  /** Whose that socket is, where the kernel tells. */
+  owner?: 'cell' | 'host' }
 export type RawFileFailed = RawHeader & { kind: 'file.failed'; path: string; access: 'read' | 'write' | 'readwrite'; errno: number; spokenTo?: true }
 export type RawExecFailed = RawHeader & { kind: 'exec.failed'; path: string; errno: number
   /** Refused by bpf/lsm.bpf.c. */
@@ -135,10 +137,11 @@ function decodeOne(record: Buffer, offset: number): RawEvent {
       if (kind === KIND.execFailed) return { ...header, kind: 'exec.failed', path: full, errno, byLsm: (flags & FLAG.byLsm) !== 0 }
       const access = accessOf(record[L.access]!, offset)
       const spoken = (flags & FLAG.spokenTo) !== 0 ? { spokenTo: true as const } : {}
+      const owner = (flags & FLAG.ofCell) !== 0 ? { owner: 'cell' as const } : (flags & FLAG.ofHost) !== 0 ? { owner: 'host' as const } : {}
       if (kind === KIND.fileFailed) return { ...header, kind: 'file.failed', path: full, access, errno, ...spoken }
       return {
         ...header, kind: 'file', path: full, access, created: record[L.created] !== 0,
-        dev: device(record.readUInt32LE(L.dev)), ino: ino.toString(), source: SOURCES[record[L.source]!] ?? 'argument', ...spoken,
+        dev: device(record.readUInt32LE(L.dev)), ino: ino.toString(), source: SOURCES[record[L.source]!] ?? 'argument', ...spoken, ...owner,
       }
     }
     case KIND.fork:

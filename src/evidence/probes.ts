@@ -298,7 +298,7 @@ function bodies(native: NativeAddon, event: Exclude<RawEvent, { kind: 'tls' }>):
     case 'exit': return [{ type: 'exit', process, code: event.code, signal: event.signal, ...(event.oom && { oom: true as const }) }]
     case 'file': {
       const { path, access, created, dev, ino, source } = event
-      return [{ type: 'file', process, path, access, created, dev, ino, source, ...(event.spokenTo ? { socket: true } : {}) }]
+      return [{ type: 'file', process, path, access, created, dev, ino, source, ...(event.spokenTo ? { socket: true } : {}), ...(event.owner !== undefined && { owner: event.owner }) }]
     }
     case 'file.failed': return [{ type: 'file.failed', process, path: event.path, access: event.access, errno: errnoName(event.errno), onHost: onHost(event.path), ...(event.spokenTo ? { socket: true } : {}) }]
     case 'connect': return [{ type: 'connect', process, address: event.address, port: event.port, protocol: event.protocol }]

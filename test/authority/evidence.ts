@@ -23,8 +23,8 @@ export const changed = (path: string): EvidenceBody =>
   ({ type: 'file', process: P, path, access: 'write', created: false, dev: '0:0', ino: '0', source: 'argument' })
 export const fileFailed = (path: string, errno = 'ENOENT', onHost = true, access: Body<'file'>['access'] = 'read'): EvidenceBody =>
   ({ type: 'file.failed', process: P, path, access, errno, onHost })
-export const socket = (path: string, reached = true, errno = 'EACCES'): EvidenceBody => (reached
-  ? { type: 'file', process: P, path, access: 'write', created: false, dev: '0:0', ino: '0', source: 'argument', socket: true }
+export const socket = (path: string, reached = true, errno = 'EACCES', owner?: 'cell' | 'host'): EvidenceBody => (reached
+  ? { type: 'file', process: P, path, access: 'write', created: false, dev: '0:0', ino: '0', source: 'argument', socket: true, ...(owner !== undefined && { owner }) }
   : { type: 'file.failed', process: P, path, access: 'write', errno, onHost: true, socket: true })
 export const exec = (path: string, unlinked = false): EvidenceBody =>
   ({ type: 'exec', process: P, parent: 1, path, argv: [path], argvTruncated: false, dev: '8:1', ino: '1', unlinked })

@@ -99,7 +99,7 @@ function patch({ path, change, type }: Change, upper: Folder, workspace: Folder)
   const after = change === 'deleted' ? '' : textBelow(upper, path)
   const shown = printable(path)
   if (type !== 'file' || before === null || after === null) return `${change} ${shown}: ${type === 'file' ? 'no text, or too large to show' : type}`
-  return createTwoFilesPatch(change === 'added' ? '/dev/null' : `a/${shown}`, change === 'deleted' ? '/dev/null' : `b/${shown}`, before, after).split('\n').slice(1).join('\n').trimEnd()
+  return createTwoFilesPatch(change === 'added' ? '/dev/null' : `a/${path}`, change === 'deleted' ? '/dev/null' : `b/${path}`, before, after).split('\n').slice(1).join('\n').trimEnd()
 }
 
 /** Null: no text, larger than is shown, or no file. */

@@ -97,6 +97,22 @@ mv src/keep.txt src/moved.txt
 ln -sfn moved.txt link
 chmod 600 touched; chmod 644 touched`
 
+t.test('a name that a job chose writes no line and moves no cursor where its changes are shown', t => {
+  const work = workspace()
+  const script = 'printf x > "$(printf \'a\\ndeleted  edit.txt\\033[2Jb\')"'
+  const { status, stderr } = run(OVERLAY, script, work)
+  t.equal(status, 0, stderr)
+  const home = kept(stderr)
+  const name = 'a\ndeleted  edit.txt\u001b[2Jb'
+  t.ok((JSON.parse(changes(home, ['--json']).stdout) as { changes: { path: string }[] }).changes.some(one => one.path === name || one.path.includes('a\n')), 'the file has that name')
+  for (const options of [[], ['--diff']]) {
+    const { stdout } = changes(home, options)
+    t.match(stdout, /a\\(?:x0a|n)deleted {2}edit\.txt\\(?:x1b|033)\[2Jb/)
+    t.notMatch(stdout, /^deleted|\u001b/m)
+  }
+  t.end()
+})
+
 t.test('what the job writes to an overlay leaves the workspace as it was, and can be seen', t => {
   const work = workspace()
   const before = picture(work)

@@ -99,8 +99,10 @@ static bool g_dies = true;
 
 void DieWithDaemon(bool die) {
   g_dies = die;
-  prctl(PR_SET_PDEATHSIG, die ? SIGKILL : 0);
+  DieAsBefore();
 }
+
+void DieAsBefore() { prctl(PR_SET_PDEATHSIG, g_dies ? SIGKILL : 0); }
 
 // The kernel charges what a user namespace's processes hold (inotify instances, timers, queues: user_namespaces(7)) to
 // whoever made it: the cell's own host id, or one job could use up the quotas of the host's root. Capabilities are kept.
@@ -116,7 +118,7 @@ class AsCellOwner {
   ~AsCellOwner() {
     // Root among the real ids: neither of these can fail; and a change of ids forgets whose death is watched.
     if (syscall(SYS_setresuid, -1, 0, -1) < 0 || prctl(PR_SET_SECUREBITS, 0, 0, 0, 0) < 0) abort();
-    DieWithDaemon(g_dies);
+    DieAsBefore();
   }
   AsCellOwner(const AsCellOwner&) = delete;
   AsCellOwner& operator=(const AsCellOwner&) = delete;

@@ -24,6 +24,8 @@ pid_t StartInit(const Launch& launch, Fd* pidfd);
 
 // Whether the kernel ends this process together with the daemon that started it. Cells that are held need it to live on.
 void DieWithDaemon(bool die);
+// Says it to the kernel again: a change of ids makes it forget.
+void DieAsBefore();
 
 // Throws unless the descriptor is of a cgroup hierarchy of that version.
 void MustBeCgroup(int fd, int version);

@@ -2,10 +2,10 @@
 #include "spawner/trees.hpp"
 #include <signal.h>
 #include <sys/fsuid.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include "common/failure.hpp"
 #include "common/mount-api.hpp"
+#include "spawner/launch.hpp"
 
 namespace ambit {
 
@@ -28,7 +28,7 @@ class FileUser {
 
  private:
   // A change of ids forgets whose death is watched.
-  static void Restore() { setfsuid(0); setfsgid(0); prctl(PR_SET_PDEATHSIG, SIGKILL); }
+  static void Restore() { setfsuid(0); setfsgid(0); DieAsBefore(); }
 };
 
 static Fd OpenSource(const MountStep& mount) {

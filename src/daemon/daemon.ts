@@ -29,8 +29,8 @@ import { PACKAGE_ROOT, VERSION } from '../package.ts'
 import { closeLater, runDescriptors } from './descriptors.ts'
 import { openFeed } from './feed.ts'
 import { nextSocket, takeFormer } from './former.ts'
-import { bootMs, holdCell, objectsDigest } from './hold.ts'
-import { resume, type Resumed } from './recovery.ts'
+import { bootMs, handedProfile, holdCell, objectsDigest } from './hold.ts'
+import { endFormer, resume, type Resumed } from './recovery.ts'
 import { clientMessage, encodeDaemonMessage, type DaemonMessage, type ResumeMessage, type RunMessage } from './protocol.ts'
 
 export type DaemonOptions = {
@@ -161,7 +161,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   const run = async (connection: number, peer: PeerCredentials, message: RunMessage, fds: number[]): Promise<void> => {
     if (stopping) throw new AmbitError('CELL_FAILED', { attempted: 'build the cell', why: 'the daemon is stopping', remedy: 'try again later' })
     const { stdio, workspace, evidence } = runDescriptors(addon, fds, message.evidence, own)
-    const contract: Contract = readRecentContract(message.contract.text, message.contract.file, handedProfile(message))
+    const contract: Contract = readRecentContract(message.contract.text, message.contract.file, handedProfile(message.contract))
     options.policy?.admit(contract, peer, message.contract)
     const owner = { uid: peer.uid, gid: peer.gid }
     refuseOwn(contract, own)
@@ -190,7 +190,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
           apiHosts: credentials.apiHosts, overlays, limitEnforcers: held.enforcers, lasts,
         }, () => begun = store.begin(id), credentials.revoke, started => {
           if (lasts) letGo = holdCell(host, reserved, {
-            id, slot: reserved.slot, contract: message.contract.text, uid: peer.uid, gid: peer.gid, cgroup: { ...reserved.cgroup, id: String(reserved.cgroup.id) },
+            id, slot: reserved.slot, contract: message.contract.text, profiles: message.contract.profiles ?? {}, uid: peer.uid, gid: peer.gid, cgroup: { ...reserved.cgroup, id: String(reserved.cgroup.id) },
             started, deadline: bootMs() + ttlSeconds(contract.spec.ttl) * 1000, apis: credentials.apiHosts.length > 0, tokens: credentials.tokens,
           }, { place: cgroups.place, objects }, overlays.workspace === null ? null : workspace)
         })
@@ -339,8 +339,9 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       running.add(over)
     } catch (error) {
       log.error({ err: error, cell: record.id }, 'a former daemon\'s cell could not be taken back')
-      slots.give(record.slot)
       served.delete(one)
+      // Its ids are another's only once nothing has them any more.
+      await endFormer(host, one, options.issuers).then(() => slots.give(record.slot), (cause: unknown) => log.error({ err: cause, cell: record.id }, 'it could not be ended either: its ids stay taken'))
     }
   }
   leaveServed()
@@ -411,7 +412,3 @@ function spawnerGone(error: unknown): boolean {
 /** Node's list of errors lacks it (include/uapi/asm-generic/errno.h). */
 const ESHUTDOWN = 108
 
-/** Profiles of other engines are what the client sent of them: the daemon opens no path of a caller's. */
-function handedProfile({ contract: { profiles = {} } }: RunMessage): (name: string) => string | undefined {
-  return name => (Object.hasOwn(profiles, name) ? profiles[name] : undefined)
-}

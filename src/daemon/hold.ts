@@ -12,7 +12,7 @@ import type { Progress } from '../evidence/probes.ts'
  * in a file, so nothing is left when the spawner is gone.
  */
 export const cellRecord = z.object({
-  id: z.string(), slot: z.number().int().nonnegative(), contract: z.string().describe('its text'),
+  id: z.string(), slot: z.number().int().nonnegative(), contract: z.string().describe('its text'), profiles: z.record(z.string(), z.string()).default({}).describe('what the files hold that it names'),
   uid: z.number().int(), gid: z.number().int(),
   cgroup: z.object({ id: z.string(), v2: z.string(), v1: z.array(z.string()) }),
   started: z.number().describe('milliseconds since the epoch'),
@@ -20,7 +20,7 @@ export const cellRecord = z.object({
   apis: z.boolean().describe('calls of APIs were read'),
   tokens: z.array(z.string()).describe('to be taken back at its end'),
 })
-export type CellRecord = z.infer<typeof cellRecord>
+export type CellRecord = z.output<typeof cellRecord>
 
 export const cellProgress = z.object({ delivered: z.record(z.string(), z.number()), hits: z.object({ oom: z.array(culprit), forks: z.array(culprit) }) })
 
@@ -86,4 +86,9 @@ export function holdCell(host: CellHost, reserved: Reserved, record: CellRecord,
     open = false
     closeSync(progress)
   }
+}
+
+/** Profiles of other engines are what the client sent of them: the daemon opens no path of a caller's. */
+export function handedProfile({ profiles = {} }: { profiles?: Readonly<Record<string, string>> | undefined }): (name: string) => string | undefined {
+  return name => (Object.hasOwn(profiles, name) ? profiles[name] : undefined)
 }

@@ -9,7 +9,7 @@ import { revokeTokens } from '../credentials/grant.ts'
 import type { Issuers } from '../credentials/config.ts'
 import type { EvidenceStore } from '../evidence/store.ts'
 import type { CellExit } from '../native.ts'
-import { bootMs } from './hold.ts'
+import { bootMs, handedProfile } from './hold.ts'
 import type { FormerCell } from './former.ts'
 
 /** A cell of a former daemon, from now on one of this. */
@@ -26,11 +26,11 @@ export type ResumeHost = { store: EvidenceStore; issuers: Issuers; changesDir: s
 
 /**
  * Goes on with a cell that a former daemon let go: its evidence, its way out, its time, its credentials. Throws if its evidence
- * cannot be gone on with; the cell has then been killed.
+ * or anything else of it cannot be gone on with; `endFormer` is then to be called.
  */
 export async function resume(host: CellHost, former: FormerCell, { store, issuers, changesDir, log: daemonLog }: ResumeHost): Promise<Resumed> {
   const { record, native } = former
-  const contract = readContract(record.contract, 'contract')
+  const contract = readContract(record.contract, 'contract', handedProfile(record))
   const cgroup = { ...record.cgroup, id: BigInt(record.cgroup.id) }
   const overlays = formerOverlays(changesDir, { id: record.id, contract, owner: { uid: record.uid, gid: record.gid }, workspace: former.workspace ?? -1 }, new Date(record.started))
   const own: CellHost = { ...host, spawner: former.spawner }
@@ -64,7 +64,17 @@ export async function resume(host: CellHost, former: FormerCell, { store, issuer
     return { cell, slot: record.slot, uid: record.uid, gid: record.gid, done }
   } catch (error) {
     await reserved.release()
-    await revokeTokens(record.tokens, issuers)
     throw error
   }
+}
+
+/**
+ * Ends a cell that nobody can go on with: no daemon would hold it to its time, and none observes it. Resolves when none of its
+ * processes is left and what it was given is taken back.
+ */
+export async function endFormer(host: CellHost, { record }: FormerCell, issuers: Issuers): Promise<void> {
+  host.cgroups.killCell(record.id)
+  host.probes.removeCell(BigInt(record.cgroup.id))
+  await revokeTokens(record.tokens, issuers)
+  await host.cgroups.removeCell(record.id)
 }

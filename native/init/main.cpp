@@ -83,10 +83,12 @@ static Work Receive() {
   }
 }
 
-// Takes an id that nothing else in the cell has, so that a job may neither signal nor re-prioritise its process 1, and
-// keeps only what starting and reaching the command takes, and what the command is to have.
+// Takes an id that nothing else in the cell has, so that a job may neither signal nor re-prioritise its process 1; and a
+// saved group of another number than its group, so that nobody has all of its ids, which setting its limits takes
+// (kernel/sys.c, check_prlimit_permission). Keeps only what starting and reaching the command takes, and what the command is to have.
 static void BecomeOwnUser(uint32_t id, uint64_t of_command) {
   Must(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0), "keep the capabilities");
+  Must(setresgid(-1, -1, id), "take an own saved group");
   Must(setresuid(id, id, id), "take an own user id");
   struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
   struct __user_cap_data_struct held[_LINUX_CAPABILITY_U32S_3] = {};

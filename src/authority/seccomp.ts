@@ -135,6 +135,14 @@ export function neverWith(name: string, programsListed: boolean): Ways {
   return [...setIdRefusals(), ...deviceRefusals(), ...(programsListed ? [EXECUTABLE_MEMFD] : [])].filter(one => one.name === name).map(({ args }) => args)
 }
 
+/** Calls that give a process its user, and how many ids each takes. */
+const USERS = [['setuid', 1], ['setreuid', 2], ['setresuid', 3]] as const
+
+/** Whoever has the user of a cell's process 1 may re-prioritise it, and with CAP_SETUID a job could be anybody of the cell. */
+function userRefusals(user: number): { name: string; errno: number; args: Condition[] }[] {
+  return USERS.flatMap(([name, ids]) => Array.from({ length: ids }, (_, index) => ({ name, errno: constants.errno.EPERM, args: [masked(index, LOW_32, BigInt(user))] })))
+}
+
 /** What a cell may call, whatever way a contract says it. */
 export type Calls = {
   calls: ReadonlyMap<string, CallRule>
@@ -145,17 +153,23 @@ export type Calls = {
 }
 
 /**
+ * `programsListed`: the contract lists what may be executed. `setIdHarmless`: nothing that the job writes is ever a file of the
+ * host. `keptUser`: an id of the cell that the job could become, and must not.
+ */
+export type About = { programsListed: boolean; setIdHarmless?: boolean; keptUser?: number }
+
+/**
  * The filter for a set of allowed calls. What it does not allow gets ENOSYS, as a kernel without the call would say: C
  * libraries then fall back to an older call (clone3, openat2, faccessat2). Only what every kernel has and programs know as
  * privileged gets EPERM, so that their messages are the right ones. What no contract can grant is refused before all else.
  */
-export function filterPlan({ calls, refusals, fallback }: Calls, { programsListed, setIdHarmless = false }: { programsListed: boolean; setIdHarmless?: boolean }): SeccompPlan {
+export function filterPlan({ calls, refusals, fallback }: Calls, { programsListed, setIdHarmless = false, keptUser }: About): SeccompPlan {
   const { ENOSYS, EPERM } = constants.errno
   const rules: Rule[] = []
   const refuse = (name: string, args: readonly Condition[], action: Refusal): void => {
     rules.push({ names: [name], action, ...(args.length === 0 ? {} : { args: [...args] }) })
   }
-  for (const { name, errno, args } of [...answers(), ...(setIdHarmless ? [] : setIdRefusals()), ...deviceRefusals(), ...(programsListed ? [EXECUTABLE_MEMFD] : [])]) if (calls.has(name)) refuse(name, args, { errno })
+  for (const { name, errno, args } of [...answers(), ...(setIdHarmless ? [] : setIdRefusals()), ...deviceRefusals(), ...(programsListed ? [EXECUTABLE_MEMFD] : []), ...(keptUser === undefined ? [] : userRefusals(keptUser))]) if (calls.has(name)) refuse(name, args, { errno })
   const own = refusals.filter(({ name }) => !NEVER.has(name))
   const told = new Set<readonly Condition[]>()
   for (const { name, ways, action } of own) {

@@ -6,7 +6,7 @@ import { native } from '../native.ts'
 import { ANY, beyond, conditionOf, conditionSchema, permitted, product, refused, type CallRule } from './arguments.ts'
 import type { AuthorityKind, Comparison } from './kind.ts'
 import { ociCalls, ociCut, ociSchema, type OciProfile } from './oci-seccomp.ts'
-import { filterPlan, WITH_LIMITS, type Calls } from './seccomp.ts'
+import { filterPlan, WITH_LIMITS, type About, type Calls } from './seccomp.ts'
 import { FAMILIES, NAMES, NEVER, PROFILES, type Profile } from './syscall-profiles.ts'
 import { textOrMap } from './text-or-map.ts'
 import { closest, compareText, counted, repeated, some, who } from './words.ts'
@@ -227,11 +227,8 @@ export const syscall: AuthorityKind<Declared, Used> = {
   },
 }
 
-/**
- * The filter that holds a cell to its declared calls. `programsListed`: the contract lists what may be executed.
- * `setIdHarmless`: nothing that the job writes is ever a file of the host.
- */
-export function seccompPlan(declared: Declared, about: { programsListed: boolean; setIdHarmless?: boolean }): SeccompPlan {
+/** The filter that holds a cell to its declared calls. */
+export function seccompPlan(declared: Declared, about: About): SeccompPlan {
   return filterPlan(callsOf(declared), about)
 }
 

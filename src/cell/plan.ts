@@ -98,7 +98,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
     ids: idsOf(request.slot),
     hostname: 'cell',
     mounts,
-    seccomp: filterFor(native, authority.syscall, { programsListed: enforce && !exec.includes('*'), setIdHarmless: workspace !== 'shared' && writable.length === 0 }),
+    seccomp: filterFor(native, authority.syscall, { programsListed: enforce && !exec.includes('*'), setIdHarmless: workspace !== 'shared' && writable.length === 0, ...(contract.spec.capabilities.includes('SETUID') && { keptUser: ID_COUNT - 1 }) }),
     landlock: enforce && native.landlockAbi() > 0 ? { rules: landlockRules(read, [...write, ...authority.network.flatMap(grant => (isHostGrant(grant) ? [] : [grant.unix]))], exec, interpreters.map(path => (rootfs === undefined ? realpathSync(path) : path)), ownRun) } : null,
     userNamespaces: authority.syscall.allow.includes('unshare'),
     capabilities: contract.spec.capabilities,

@@ -182,6 +182,29 @@ t.test('the root inside has what the contract lists and nothing else, and none o
   t.match(stderr, /\/proc\/1\/environ: (Permission denied|Operation not permitted)/)
 })
 
+t.test('a job that may become any user of the cell does not become its process 1, and sets no limit of it', async t => {
+  const script = `import os, resource
+def attempt(what, act):
+    try:
+        act()
+        print(what, 'done', flush=True)
+    except OSError as error:
+        print(what, error.errno, flush=True)
+attempt('limits of another user', lambda: resource.prlimit(1, resource.RLIMIT_NOFILE, (8, 8)))
+for name, ids in (('setuid', (65535,)), ('setreuid', (-1, 65535)), ('setresuid', (-1, -1, 65535)), ('setresuid', (65535, 65535, 65535))):
+    if os.fork() == 0:
+        attempt(name, lambda: getattr(os, name)(*ids))
+        attempt('limits', lambda: resource.prlimit(1, resource.RLIMIT_NOFILE, (8, 8)))
+        os._exit(0)
+    os.wait()
+attempt('another', lambda: os.setresuid(65534, 65533, 1))
+`
+  writeFileSync(join(place.work, 'become.py'), script)
+  const { status, stdout, stderr } = await run(place, contract('users', { capabilities: 'SETUID, SETGID' }), ['python3', '/workspace/become.py']).result
+  t.equal(status, 0, stderr)
+  t.same(stdout.split('\n').filter(Boolean).sort(), ['another done', ...Array.from({ length: 4 }, () => 'limits 1'), 'limits of another user 1', 'setresuid 1', 'setresuid 1', 'setreuid 1', 'setuid 1'])
+})
+
 t.test('only root may have the host\'s directories as their owner sees them', async t => {
   const client = join(place.dir, 'client')
   cpSync(join(import.meta.dirname, '../../build/Release/ambit-client'), client)

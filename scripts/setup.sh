@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 BUILD_PACKAGES="g++ make cmake clang libbpf-dev libelf-dev zlib1g-dev libseccomp-dev"
 # What the example job uses, as a runner host would have it.
 JOB_PACKAGES="git tar gzip gcc libc6-dev curl openssl ca-certificates diffutils dash"
-TEST_PACKAGES="bubblewrap runc golang-github-containers-common bpftool iproute2 python3 util-linux strace procps wget perl-base"
+TEST_PACKAGES="bubblewrap runc golang-github-containers-common bpftool iproute2 python3 util-linux strace procps wget perl-base gh"
 
 VM_PACKAGES="qemu-system-x86 busybox-static cpio xz-utils e2fsprogs"
 

@@ -58,8 +58,8 @@ const ADDRESSES = ['198.51.100.7', '10.1.2.3', '2001:db8::1', '203.0.113.9']
 const grantHost = fc.constantFrom(...HOSTS, '*', '*.example.com', '*.a.example.com', '10.0.0.0/8', '198.51.100.7', '2001:db8::/32')
 const at = fc.constantFrom(443, 80, 8443)
 const SOCKETS = ['/run/postgresql/.s.PGSQL.5432', '/var/lib/x/y.sock']
-const hostGrant = fc.record({ host: grantHost, port: fc.oneof(at, fc.constant('*' as const)), protocol: fc.constantFrom(undefined, undefined, 'tcp' as const, 'udp' as const), hidden: fc.boolean() })
-  .map(({ host, port, protocol, hidden }) => ({ host, port, ...(protocol === undefined ? {} : { protocol }), ...(hidden && protocol !== 'udp' && /^(?:\*\.)?[a-z]/.test(host) && !host.includes(':') ? { encryptedClientHello: true } : {}) }))
+const hostGrant = fc.record({ host: grantHost, port: fc.oneof(at, fc.constant('*' as const)), protocol: fc.constantFrom(undefined, undefined, 'tcp' as const, 'udp' as const), hidden: fc.boolean(), proxy: fc.boolean() })
+  .map(({ host, port, protocol, hidden, proxy }) => ({ host, port, ...(protocol === undefined ? {} : { protocol }), ...(hidden && protocol !== 'udp' && /^(?:\*\.)?[a-z]/.test(host) && !host.includes(':') ? { encryptedClientHello: true } : {}), ...(proxy && protocol !== 'udp' && host !== '*' ? { proxy: true } : {}) }))
 type DeclaredNetwork = ({ host: string; port: number | '*'; protocol?: 'udp'; encryptedClientHello?: true } | { unix: string })[]
 const networkKind: KindCase = {
   families: ['network'],

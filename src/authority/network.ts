@@ -169,14 +169,15 @@ export const network: AuthorityKind<Declared, Used> = {
       const mine = allowed.filter(matches)
       if (mine.length > 0) {
         const places = [...new Set(mine.map(label))].sort(compareText)
+        const below = grant.host.startsWith('*.') ? lookedUp([grant], used).length : 0
         const bytes = mine.reduce((sum, flow) => sum + flow.bytes, 0)
-        return row('used', mine.length, `${counted(mine.length, 'connection')}, ${counted(bytes, 'byte')}${places.length === 1 && places[0] === grantText(grant) ? '' : `, to ${some(places, 4)}`}`)
+        return row('used', mine.length, `${counted(mine.length, 'connection')}, ${counted(bytes, 'byte')}${places.length === 1 && places[0] === grantText(grant) ? '' : `, to ${some(places, 4)}`}${below > 1 ? `; ${below} different names below it were asked for` : ''}`)
       }
       const tried = never.filter(connect => matching([matches], connect))
       if (tried.length > 0) return row('used', tried.length, `tried by ${who(tried[0]!.process)}, but the connection never reached the relay`)
       // A question carries the name out, and the job may need its answer.
       const asked = lookedUp([grant], used)
-      if (asked.length > 0) return row('used', asked.length, `looked up and not connected to: ${some(asked, 4)}`)
+      if (asked.length > 0) return row('used', asked.length, `looked up and not connected to: ${some(asked, 4)}${asked.length > 4 ? `; ${asked.length} different names were asked for` : ''}`)
       return gap === undefined ? row('unused', 0, 'no connection was made to it') : row('unobservable', 0, gap)
     })
 

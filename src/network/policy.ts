@@ -7,6 +7,8 @@ export type Policy = {
   open(port: number): string | null
   /** The name is declared at this port; null: at any. */
   name(name: string, port: number | null): boolean
+  /** What a name is declared by where that is only "*.NAME"; null: it is declared itself, or any name is, or it is not declared. */
+  wildcard(name: string): string | null
   /** Clients may hide the name that they mean behind this one, at this port. */
   hiddenName(name: string, port: number): boolean
   /** What is there is declared as a proxy, by its name or its address. */
@@ -43,6 +45,10 @@ export function policyOf(grants: readonly HostGrant[], mode: 'observe' | 'enforc
   return {
     open: port => (names.some(grant => grant.pattern === '*' && at(grant.port, port)) ? 'any destination is declared' : mode === 'observe' ? 'not declared, only observed' : null),
     name: (name, port) => names.some(grant => at(grant.port, port) && nameMatches(grant.pattern, name)),
+    wildcard(name) {
+      const by = names.filter(grant => nameMatches(grant.pattern, name)).map(grant => grant.pattern)
+      return by.some(pattern => pattern === name || pattern === '*') ? null : by[0] ?? null
+    },
     hiddenName: (name, port) => names.some(grant => grant.hidden && at(grant.port, port) && nameMatches(grant.pattern, name)),
     proxy: (of, port) => (typeof of === 'string'
       ? names.some(grant => grant.proxy && at(grant.port, port) && nameMatches(grant.pattern, of))

@@ -23,6 +23,8 @@ const PLAIN_SIZE = 512
 const EDNS_SIZE = 1232
 /** Look-ups under way for one cell; what comes on top is told to come again. */
 const MAX_LOOKUPS = 64
+/** Different names that one cell may ask for below one "*.NAME": each carries what a job likes to whoever serves that zone. */
+const MAX_BELOW = 1000
 const LABEL = /^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$/
 
 export type Resolver = {
@@ -42,7 +44,8 @@ type Reply = { rcode: number; addresses?: Address[]; ttl?: number; why?: { code:
  * NXDOMAIN without a question leaving the host: after REFUSED or SERVFAIL glibc asks again and reports a temporary failure,
  * which package managers then retry for minutes; NXDOMAIN ends it at once.
  */
-export function cellResolver({ policy, names, upstream, journal, mode }: { policy: Policy; names: Names; upstream: Upstream; journal: Journal; mode: 'observe' | 'enforce' }): Resolver {
+export function cellResolver({ policy, names, upstream, journal, mode, maxBelow = MAX_BELOW }: { policy: Policy; names: Names; upstream: Upstream; journal: Journal; mode: 'observe' | 'enforce'; maxBelow?: number }): Resolver {
+  const below = new Map<string, Set<string>>()
   const underway = new Map<string, Promise<Looked>>()
   let ipv6: Promise<boolean> | undefined
 
@@ -67,6 +70,16 @@ export function cellResolver({ policy, names, upstream, journal, mode }: { polic
     if (!granted && mode === 'enforce') {
       tell('refused', 'not declared')
       return { rcode: RCODE.name, why: { code: EDE.blocked, text: 'the contract of this cell does not declare the name' } }
+    }
+    const wildcard = mode === 'enforce' ? policy.wildcard(name) : null
+    if (wildcard !== null) {
+      const asked = below.get(wildcard) ?? new Set()
+      below.set(wildcard, asked)
+      if (asked.size >= maxBelow && !asked.has(name)) {
+        tell('refused', `declared by ${wildcard}, below which ${maxBelow} different names were asked for already`)
+        return { rcode: RCODE.name, why: { code: EDE.blocked, text: `a cell may ask for ${maxBelow} different names below ${wildcard}: declare this one itself` } }
+      }
+      asked.add(name)
     }
     const declared = granted ? 'declared' : 'not declared, only observed'
     if (type !== 'A' && type !== 'AAAA') {

@@ -3,7 +3,7 @@ import { network } from '../../src/authority/network.ts'
 import type { EvidenceBody } from '../../src/evidence/records.ts'
 import { connect, coverage, dns, flow, socket } from './evidence.ts'
 
-type Raw = ({ host: string; port: number | '*'; protocol?: 'udp'; encryptedClientHello?: true } | { unix: string })[]
+type Raw = ({ host: string; port: number | '*'; protocol?: 'udp'; encryptedClientHello?: true; proxy?: true } | { unix: string })[]
 const used = (events: EvidenceBody[]) => {
   const all = network.nothingUsed()
   for (const event of events) network.observe(event, all)
@@ -11,6 +11,7 @@ const used = (events: EvidenceBody[]) => {
 }
 const rows = (declared: Raw, events: EvidenceBody[], seen = coverage()) => network.compare(network.schema.parse(declared), used(events), seen).map(row => `${row.grant}: ${row.outcome}`)
 const narrow = (declared: Raw, events: EvidenceBody[]) => network.narrow(network.schema.parse(declared), used(events), coverage())
+const proofOf = (host: string, events: EvidenceBody[]): string => network.compare(network.schema.parse([{ host, port: 443 }]), used(events), coverage())[0]!.proof
 const hit = (host: string, name: string | null, address = '198.51.100.7'): boolean => rows([{ host, port: 443 }], [flow(name, 443, { address })])[0] === `${host.includes(':') ? `[${host}]` : host}:443: used`
 
 t.test('names match as names', async t => {
@@ -87,6 +88,19 @@ t.test('a hidden name is used only where the contract lets names be hidden', asy
   t.same(rows([{ host: '198.51.100.0/24', port: 443 }], [hidden]), ['198.51.100.0/24:443: used'], 'an address is asked for no name')
   for (const bad of [{ host: '*', port: 1 }, { host: '10.0.0.0/8', port: 1 }, { host: 'a.test', port: 1, protocol: 'udp' }]) t.notOk(network.schema.safeParse([{ ...bad, encryptedClientHello: true }]).success, JSON.stringify(bad))
   t.same(network.schema.parse([{ host: 'a.test', port: 1, encryptedClientHello: false }]), [{ host: 'a.test', port: 1 }])
+})
+
+t.test('a proxy is used as one only where the contract says so, and how many names a wildcard was asked for is told', async t => {
+  const asked = flow('proxy.test', 3128, { proxy: true })
+  t.same(rows([{ host: 'proxy.test', port: 3128, proxy: true }], [asked]), ['proxy.test:3128 as a proxy: used'])
+  t.same(rows([{ host: 'proxy.test', port: 3128 }], [asked]), ['proxy.test:3128: unused', 'proxy.test:3128 as a proxy: undeclared'])
+  t.same(narrow([{ host: 'proxy.test', port: 3128, proxy: true }], [asked]), [{ host: 'proxy.test', port: 3128, proxy: true }])
+  t.same(narrow([{ host: 'proxy.test', port: 3128, proxy: true }], [flow('proxy.test', 3128)]), [{ host: 'proxy.test', port: 3128 }], 'what led nowhere need not be one')
+  t.notOk(network.within(network.schema.parse([{ host: 'proxy.test', port: 1, proxy: true }]), network.schema.parse([{ host: 'proxy.test', port: 1 }])))
+  for (const bad of [{ host: '*', port: 1 }, { host: 'a.test', port: 1, protocol: 'udp' }, { unix: '/run/x.sock' }]) t.notOk(network.schema.safeParse([{ ...bad, proxy: true }]).success, JSON.stringify(bad))
+  const names = Array.from({ length: 12 }, (_, index) => dns(`n${index}.cdn.test`, 'allowed', []))
+  t.match(proofOf('*.cdn.test', names), /; 12 different names were asked for/)
+  t.match(proofOf('*.cdn.test', [...names, flow('n1.cdn.test', 443)]), /; 12 different names below it were asked for/)
 })
 
 t.test('a Unix socket is granted by its path, and only what speaks to it uses it', async t => {

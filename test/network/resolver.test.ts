@@ -12,7 +12,7 @@ import type { Looked, Upstream } from '../../src/network/upstream.ts'
 type Dns = Extract<EvidenceBody, { type: 'dns' }>
 const found = (...addresses: string[]): Looked => ({ outcome: 'found', addresses: addresses.map(one => parseAddress(one)!), ttl: 5 })
 
-function cell(grants: string[], options: { mode?: 'observe' | 'enforce'; hosts?: Record<string, string>; answers?: Record<string, Looked>; ipv6?: boolean } = {}) {
+function cell(grants: string[], options: { mode?: 'observe' | 'enforce'; hosts?: Record<string, string>; answers?: Record<string, Looked>; ipv6?: boolean; maxBelow?: number } = {}) {
   const told: EvidenceBody[] = []
   const asked: string[] = []
   const upstream: Upstream = {
@@ -26,7 +26,7 @@ function cell(grants: string[], options: { mode?: 'observe' | 'enforce'; hosts?:
   const mode = options.mode ?? 'enforce'
   const names = cellNames(options.hosts ?? {})
   const journal = openJournal(body => told.push(body), { kinds: 50, each: 10, all: 100 })
-  const resolver = cellResolver({ policy: policyOf(grants.map(host => ({ host, port: 443 })), mode, () => new Set()), names, upstream, journal, mode })
+  const resolver = cellResolver({ policy: policyOf(grants.map(host => ({ host, port: 443 })), mode, () => new Set()), names, upstream, journal, mode, ...(options.maxBelow === undefined ? {} : { maxBelow: options.maxBelow }) })
   const ask = async (name: string, type = 'A', edns = true, transport: 'udp' | 'tcp' = 'udp') => {
     const query = packet.encode({ type: 'query', id: 7, flags: packet.RECURSION_DESIRED, questions: [{ type: type as 'A', name }], ...(edns ? { additionals: [{ type: 'OPT', name: '.', udpPayloadSize: 4096, flags: 0, options: [] } as never] } : {}) })
     const reply = (await resolver.answer(query, transport))!
@@ -69,6 +69,45 @@ t.test('only addresses are answered: no keys that hide a name, no text', async t
   t.strictSame(asked, [])
   const chaos = packet.encode({ type: 'query', id: 1, questions: [{ type: 'TXT', name: 'version.bind', class: 'CH' }] })
   t.equal((packet.decode((await resolver.answer(chaos, 'udp'))!) as { rcode?: string }).rcode, 'REFUSED')
+})
+
+t.test('names are compared as DNS compares them, and a wildcard is not its own name', async t => {
+  const { ask, asked } = cell(['xn--bcher-kva.example', '*.Cdn.example', 'a.example'])
+  for (const [name, plain] of [['A.EXAMPLE', 'a.example'], ['a.example.', 'a.example'], ['XN--Bcher-KVA.example', 'xn--bcher-kva.example'], ['x.y.CDN.example.', 'x.y.cdn.example']] as const) {
+    await ask(name)
+    t.equal(asked.at(-1), `A ${plain}`, name)
+  }
+  const before = asked.length
+  for (const name of ['cdn.example', 'xcdn.example', 'b\u00fccher.example', 'b.a.example', 'a.example.evil.example', 'xn--bcher-kva.example.evil.example', '*.cdn.example']) t.match(await ask(name), { rcode: 'NXDOMAIN' }, name)
+  t.equal(asked.length, before, 'and none of them left the host')
+})
+
+t.test('an alias of a declared name is answered under that name alone: the one behind it is not declared by it', async t => {
+  const { ask, names, asked } = cell(['a.example', 'b.example'], { answers: { 'A a.example': found('93.184.216.40'), 'A b.example': found('93.184.216.40'), 'A behind.cdn.test': found('93.184.216.40') } })
+  t.match(await ask('a.example'), { addresses: ['93.184.216.40'] })
+  t.match(await ask('a.example', 'CNAME'), { rcode: 'NOERROR', addresses: [] })
+  t.match(await ask('behind.cdn.test'), { rcode: 'NXDOMAIN' })
+  t.strictSame(names.of(parseAddress('93.184.216.40')!), ['a.example'])
+  await ask('b.example')
+  t.strictSame(names.of(parseAddress('93.184.216.40')!), ['b.example', 'a.example'], 'two names at one address are both remembered')
+  t.strictSame(asked, ['A a.example', 'A b.example'])
+})
+
+t.test('names carry nothing out below an undeclared one; below a wildcard they do, up to a bound, and are told', async t => {
+  const secret = (part: number): string => `${String(part).padStart(3, '0')}${'k'.repeat(57)}.${'x'.repeat(60)}`
+  const undeclared = cell(['*.cdn.example'], { maxBelow: 20 })
+  for (let part = 0; part < 30; part += 1) for (const type of ['A', 'TXT', 'NULL', 'ANY']) t.match(await undeclared.ask(`${secret(part)}.evil.example`, type), { rcode: 'NXDOMAIN', addresses: [] })
+  t.strictSame(undeclared.asked, [])
+  const open = cell(['*', '*.cdn.example'], { maxBelow: 20 })
+  for (let part = 0; part < 30; part += 1) await open.ask(`${secret(part)}.cdn.example`)
+  t.equal(open.asked.length, 30, 'where any name is declared, all of it goes out')
+  const { ask, asked, dns } = cell(['*.cdn.example', 'own.cdn.example'], { maxBelow: 20 })
+  for (let part = 0; part < 30; part += 1) await ask(`${secret(part)}.cdn.example`)
+  t.equal(asked.length, 20)
+  t.match(dns().at(-1), { decision: 'refused', reason: 'declared by *.cdn.example, below which 20 different names were asked for already' })
+  await ask(`${secret(0)}.cdn.example`)
+  await ask('own.cdn.example')
+  t.strictSame(asked.slice(20), [`A ${secret(0)}.cdn.example`, 'A own.cdn.example'], 'what was asked before, and what is declared itself, goes on')
 })
 
 t.test('answers that the relay would refuse are cut, and names of the contract\'s hosts get an address of their own', async t => {

@@ -14,13 +14,13 @@ const FILE_SECONDS = 900
 const BOOT_SECONDS = 180
 const DOCTOR_SECONDS = 120
 const FILES = [
-  'test/network/egress.test.ts', 'test/escapes/escapes.test.ts', 'test/integration/limits.test.ts', 'test/evidence/lsm.test.ts', 'test/cell/cgroup.test.ts',
+  'test/network/egress.test.ts', 'test/escapes/escapes.test.ts', 'test/evidence/lsm.test.ts', 'test/cell/cgroup.test.ts',
   'test/native/system.test.ts', 'test/integration/cell.test.ts', 'test/evidence/probes.test.ts', 'test/native/spawner.test.ts',
 ]
 /** They look at the kernel, too, and run only where they are named. */
 const SLOW = [
   'test/evidence/tls.test.ts', 'test/escapes/plus.test.ts', 'test/escapes/bombs.test.ts', 'test/escapes/neighbours.test.ts', 'test/escapes/races.test.ts',
-  'test/integration/datagrams.test.ts', 'test/integration/life.test.ts', 'test/integration/loop.test.ts', 'test/integration/profiles.test.ts',
+  'test/integration/datagrams.test.ts', 'test/integration/life.test.ts', 'test/integration/limits.test.ts', 'test/integration/loop.test.ts', 'test/integration/profiles.test.ts',
   'test/integration/rootfs.test.ts', 'test/integration/take-back.test.ts', 'test/integration/unix-sockets.test.ts', 'test/integration/workspace-overlay.test.ts',
   'test/native/relay.test.ts', 'test/native/client.test.ts',
 ]

@@ -31,10 +31,10 @@ export function compare(title, candidates, rounds, reference) {
   }
   const base = quantile(times.get(reference), 0.5)
   process.stdout.write(`\n${title} (${rounds} interleaved rounds, one more to warm up)\n`)
-  process.stdout.write(`${''.padEnd(34)}${['floor', 'median', 'p90'].map(text => text.padStart(10)).join('')}   median against ${reference}\n`)
+  process.stdout.write(`${''.padEnd(40)}${['floor', 'median', 'p90'].map(text => text.padStart(10)).join('')}   median against ${reference}\n`)
   for (const [name, values] of times) {
     const [floor, median, p90] = [Math.min(...values), quantile(values, 0.5), quantile(values, 0.9)]
-    process.stdout.write(`${name.padEnd(34)}${[floor, median, p90].map(ms => `${ms.toFixed(2)} ms`.padStart(10)).join('')}   ${(median / base).toFixed(2)}\n`)
+    process.stdout.write(`${name.padEnd(40)}${[floor, median, p90].map(ms => `${ms.toFixed(2)} ms`.padStart(10)).join('')}   ${(median / base).toFixed(2)}\n`)
   }
 }
 

@@ -36,7 +36,7 @@ const LANDLOCK_KNOWN = 9
  * Makes a reserved cell what its contract says, lets it go and follows it to its end. The log gets everything from
  * `cell.started` to `cell.ended`; whatever fails before the command starts leaves nothing behind but the log, if it was begun, and throws.
  */
-export async function startCell(host: CellHost, reserved: Reserved, request: CellRequest, begin: (id: string) => CellLog, revoke: () => Promise<EvidenceBody[]>, beforeGo: (started: number) => void = () => {}): Promise<Cell> {
+export async function startCell(host: CellHost, reserved: Reserved, request: CellRequest, begin: (id: string) => CellLog, revoke: () => Promise<EvidenceBody[]>, mark: (phase: string) => void, beforeGo: (started: number) => void): Promise<Cell> {
   const { id, slot, cgroup } = reserved
   const { contract } = request
   const started = Date.now()
@@ -54,6 +54,7 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
     } finally {
       for (const fd of opened) closeSync(fd)
     }
+    mark('planned')
     // All this while the spawner and the cell's process 1 are at work.
     const listening = (async () => {
       const begun = begin(id)
@@ -72,9 +73,11 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
       }
       beforeGo(started)
       host.spawner.go(id)
+      mark('served')
       return { begun, hooks: egress.hooks() }
     })()
     const [unheld, { begun, hooks }] = await both(built, listening)
+    mark('built')
     log = begun
     log.append({
       type: 'cell.started', cell: id, mode: contract.spec.mode, contract, contractDigest: contractDigest(contract), argv: request.argv,

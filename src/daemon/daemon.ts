@@ -28,6 +28,7 @@ import { native, type CellExit, type PeerCredentials } from '../native.ts'
 import { PACKAGE_ROOT, VERSION } from '../package.ts'
 import { closeLater, runDescriptors } from './descriptors.ts'
 import { openFeed } from './feed.ts'
+import { phases } from './phases.ts'
 import { nextSocket, takeFormer } from './former.ts'
 import { bootMs, handedProfile, holdCell, objectsDigest } from './hold.ts'
 import { endFormer, resume, type Resumed } from './recovery.ts'
@@ -160,6 +161,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
 
   const run = async (connection: number, peer: PeerCredentials, message: RunMessage, fds: number[]): Promise<void> => {
     if (stopping) throw new AmbitError('CELL_FAILED', { attempted: 'build the cell', why: 'the daemon is stopping', remedy: 'try again later' })
+    const clock = phases()
     const { stdio, workspace, evidence } = runDescriptors(addon, fds, message.evidence, own)
     const contract: Contract = readRecentContract(message.contract.text, message.contract.file, handedProfile(message.contract))
     options.policy?.admit(contract, peer, message.contract)
@@ -167,7 +169,9 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     refuseOwn(contract, own)
     refuseMissing(contract, owner, { workspace, native: addon, ...message.contract })
     const held = heldLimits(contract, cgroups, contract.spec.workspace === 'none' ? null : workspace)
+    clock.mark('admitted')
     const reserved = await spares.take(peer.uid, held.limits).catch((error: unknown) => { throw failedToBuild(error) })
+    clock.mark('reserved')
     const { id } = reserved
     const lasts = options.followed && contract.spec.onDaemonLoss === 'continue'
     let letGo = (): void => {}
@@ -188,7 +192,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
           contract, argv: message.argv, env: credentials.env, stdio, workspace,
           owner, handed: credentials.handed, credentials: credentials.events, credentialHooks: credentials.hooks,
           apiHosts: credentials.apiHosts, overlays, limitEnforcers: held.enforcers, lasts,
-        }, () => begun = store.begin(id), credentials.revoke, started => {
+        }, () => begun = store.begin(id), credentials.revoke, clock.mark, started => {
           if (lasts) letGo = holdCell(host, reserved, {
             id, slot: reserved.slot, contract: message.contract.text, profiles: message.contract.profiles ?? {}, uid: peer.uid, gid: peer.gid, cgroup: { ...reserved.cgroup, id: String(reserved.cgroup.id) },
             started, deadline: bootMs() + ttlSeconds(contract.spec.ttl) * 1000, apis: credentials.apiHosts.length > 0, tokens: credentials.tokens,
@@ -230,7 +234,10 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
         }
       }
       spares.refill(REFILL_MS)
-      const tell = (end: CellEnd): void => send(connection, { type: 'ended', cell: id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(id), notice: end.notice, changes })
+      const tell = (end: CellEnd): void => {
+        clock.mark('ended')
+        send(connection, { type: 'ended', cell: id, code: end.code, signal: end.signal, reason: end.reason, evidence: store.pathOf(id), notice: end.notice, changes })
+      }
       // Who did not ask for the evidence is not held up by its sealing.
       const early = evidence === undefined && overlays.workspace === null
       if (early) void cell.exited.then(tell, () => {})
@@ -242,7 +249,9 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
         throw error
       }
       await close()
+      clock.mark('sealed')
       log.info({ cell: id, ...end }, 'cell ended')
+      log.debug({ cell: id, phases: clock.told() }, 'where its time went, in microseconds')
       if (!early) tell(end)
     } finally {
       letGo()

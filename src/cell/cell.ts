@@ -1,6 +1,7 @@
 import { closeSync, existsSync, readFileSync, realpathSync } from 'node:fs'
 import { arch, hostname, release } from 'node:os'
 import { dirname } from 'node:path'
+import { execPaths, execPins } from '../authority/exec.ts'
 import { namedAbsent, syscallSummary } from '../authority/syscall.ts'
 import { some } from '../authority/words.ts'
 import { ttlSeconds, type Contract } from '../contract/schema.ts'
@@ -13,6 +14,7 @@ import { openEgress, type Egress } from '../network/egress.ts'
 import { asCellError } from './failure.ts'
 import { follow, type Cell } from './follow.ts'
 import { launchPlan, programsHeld, type PlanRequest } from './plan.ts'
+import { loadersAmong } from './programs.ts'
 import type { CellHost, Reserved } from './reserve.ts'
 import { linksFollowed, realpathOrNull } from './root.ts'
 import { leadsTo, type Ids } from './see.ts'
@@ -83,7 +85,8 @@ export async function startCell(host: CellHost, reserved: Reserved, request: Cel
       type: 'cell.started', cell: id, mode: contract.spec.mode, contract, contractDigest: contractDigest(contract), argv: request.argv,
       host: hostname(), boot: bootId(), kernel: `${release()} ${arch()}`,
       pipeline: contract.metadata.pipeline ?? null, links: linksOf(contract, request.owner),
-      ...(contract.spec.rootfs === undefined ? {} : { rootfs: contract.spec.rootfs }),
+      ...(contract.spec.rootfs === undefined ? { loaders: loadersAmong(execPaths(contract.spec.authority.exec)) } : { rootfs: contract.spec.rootfs }),
+      ...(request.programs.length === 0 ? {} : { programs: request.programs.map(({ path, sha256, dev, ino }) => ({ path, sha256, dev, ino })) }),
     })
     log.append({ type: 'coverage', hooks: [...host.probes.hooks(), ...hooks, ...request.credentialHooks], enforcers: [...enforcers(host.native, contract, held, unheld), { name: 'loss of the daemon', state: request.lasts ? 'the cell goes on, until its ttl' : 'the cell ends' }, ...request.limitEnforcers] })
     for (const event of request.credentials) log.append(event)
@@ -118,7 +121,8 @@ async function apiReader(hosts: readonly string[]): Promise<ApiReader | null> {
 
 /** Where the contract's paths lead, for those that are not the whole truth themselves ("/bin/sh": "/usr/bin/dash"). */
 function linksOf(contract: Contract, owner: Ids): Record<string, string> {
-  const { exec, filesystem } = contract.spec.authority
+  const { filesystem } = contract.spec.authority
+  const exec = execPaths(contract.spec.authority.exec)
   const { rootfs } = contract.spec
   if (rootfs !== undefined) {
     const leads = [...exec, ...filesystem.read].filter(path => path.startsWith('/')).map(path => [path, leadsTo(path, owner, rootfs)] as const)
@@ -133,6 +137,7 @@ function linksOf(contract: Contract, owner: Ids): Record<string, string> {
 function enforcers(native: NativeAddon, contract: Contract, held: boolean, unheld: number): { name: string; state: string }[] {
   const enforce = contract.spec.mode === 'enforce'
   const { rootfs } = contract.spec
+  const pins = execPins(contract.spec.authority.exec).length
   const abi = native.landlockAbi()
   return [
     { name: 'namespaces', state: 'user mount pid net ipc uts cgroup' },
@@ -140,7 +145,7 @@ function enforcers(native: NativeAddon, contract: Contract, held: boolean, unhel
     { name: 'seccomp', state: seccompState(native, contract.spec.authority.syscall) },
     { name: 'root', state: rootfs !== undefined ? imageState(contract) : enforce ? 'holds only what the contract declares' : 'the host read-only, without /run, /tmp, /proc, /sys and /dev' },
     { name: 'writes', state: writesState(contract) },
-    { name: 'programs', state: !enforce || contract.spec.authority.exec.includes('*') ? 'any' : `by Landlock${held ? ', and by BPF LSM as files of the host, interpreters of scripts too' : ''}; execve of memory and of what jobs write is refused; the loader can run what it can map` },
+    { name: 'programs', state: !enforce || contract.spec.authority.exec.includes('*') ? 'any' : `by Landlock${held ? ', and by BPF LSM as files of the host, interpreters of scripts too' : ''}${pins === 0 ? '' : `; ${pins} of them with the content that the contract names, checked before the start`}; execve of memory and of what jobs write is refused; the loader can run what it can map` },
     { name: 'unix sockets', state: unixState(enforce, abi, unheld, contract) },
     { name: 'file locks', state: 'not held: a job can lock any file that it may open, and keep waiting whoever asks for that lock' },
     { name: 'landlock', state: !enforce ? 'off in observe' : abi === 0 ? 'the kernel has none' : `ABI ${abi}${abi < LANDLOCK_KNOWN ? `; what ${LANDLOCK_KNOWN} would add is not held` : abi > LANDLOCK_KNOWN ? `, used as ${LANDLOCK_KNOWN}` : ''}` },

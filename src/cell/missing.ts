@@ -1,5 +1,6 @@
 import { closeSync, constants as open } from 'node:fs'
 import { constants } from 'node:os'
+import { execPaths } from '../authority/exec.ts'
 import { cellsOwn, inside } from '../authority/paths.ts'
 import { placeIn } from '../contract/read.ts'
 import type { Contract } from '../contract/schema.ts'
@@ -38,7 +39,7 @@ export function refuseMissing({ spec }: Contract, caller: Ids, source: ContractS
   // What is mounted writable by itself must be there; the job may make what it reads and executes.
   const parts = spec.mode === 'enforce' && spec.workspace === 'shared' ? write.filter(path => inside(path, WORKSPACE) && !write.some(other => other !== path && inside(path, other))) : []
   const where = spec.rootfs === undefined ? 'on this host' : `in the image ${spec.rootfs}`
-  for (const [name, list] of [['filesystem.read', read], ['filesystem.write', write], ['exec', exec]] as const) {
+  for (const [name, list] of [['filesystem.read', read], ['filesystem.write', write], ['exec', execPaths(exec)]] as const) {
     for (const [index, path] of list.entries()) {
       const missing = !there(path) || (list === write && parts.includes(path) && !liesIn(source, path))
       if (missing) refuse(['spec', 'authority', ...name.split('.'), index], `${name}: ${path} does not exist ${where}, or is not yours to see`, 'mend it or take it out; "missingPaths: skip" in spec leaves out whatever is not there')

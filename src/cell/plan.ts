@@ -2,6 +2,7 @@ import { constants, lstatSync, realpathSync, statSync } from 'node:fs'
 import { constants as system } from 'node:os'
 import { dirname } from 'node:path'
 import { isHostGrant } from '../authority/destination.ts'
+import { execPaths } from '../authority/exec.ts'
 import { inside, outermost } from '../authority/paths.ts'
 import { seccompPlan } from '../authority/syscall.ts'
 import { memoryBytes, type Contract } from '../contract/schema.ts'
@@ -10,6 +11,7 @@ import { programTriples } from '../evidence/programs.ts'
 import type { LandlockAccess, LaunchPlan, Layer, Mount, NativeAddon } from '../native.ts'
 import { ownFiles } from './own-files.ts'
 import type { CellOverlays } from './overlays.ts'
+import type { Program } from './programs.ts'
 import { elfInterpreters, ELF_INTERPRETERS, linksFollowed, realpathOrNull, rootBuilder } from './root.ts'
 import { O_PATH, type Ids } from './see.ts'
 
@@ -53,6 +55,8 @@ export type PlanRequest = {
   /** Name below /run/ambit and content. */
   handed: { name: string; content: string; mode: number }[]
   overlays: CellOverlays
+  /** Those whose content the contract names, opened. */
+  programs: readonly Program[]
 }
 
 /**
@@ -64,7 +68,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
   const { authority, mode, limits, workspace, rootfs } = contract.spec
   const enforce = mode === 'enforce'
   const { read, write } = authority.filesystem
-  const exec = authority.exec
+  const exec = execPaths(authority.exec)
   // Of an image the kernel finds its own, when the rules are made in the cell.
   const interpreters = rootfs === undefined ? elfInterpreters() : ELF_INTERPRETERS
 
@@ -99,7 +103,7 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
     hostname: 'cell',
     mounts,
     seccomp: filterFor(native, authority.syscall, { programsListed: enforce && !exec.includes('*'), setIdHarmless: workspace !== 'shared' && writable.length === 0, ...(contract.spec.capabilities.includes('SETUID') && { keptUser: ID_COUNT - 1 }) }),
-    landlock: enforce && native.landlockAbi() > 0 ? { rules: landlockRules(read, [...write, ...authority.network.flatMap(grant => (isHostGrant(grant) ? [] : [grant.unix]))], exec, interpreters.map(path => (rootfs === undefined ? realpathSync(path) : path)), ownRun) } : null,
+    landlock: enforce && native.landlockAbi() > 0 ? { rules: landlockRules(read, [...write, ...authority.network.flatMap(grant => (isHostGrant(grant) ? [] : [grant.unix]))], [...unpinned(exec, request.programs), ...request.programs.map(({ real }) => real)], interpreters.map(path => (rootfs === undefined ? realpathSync(path) : path)), ownRun) } : null,
     userNamespaces: authority.syscall.allow.includes('unshare'),
     capabilities: contract.spec.capabilities,
     rlimits: [
@@ -117,13 +121,17 @@ export function launchPlan(native: NativeAddon, request: PlanRequest, opened: nu
  * The programs that the contract lists, as the kernel knows the host's files (NativeProbes.holdPrograms). Null: any may be
  * executed, or they lie in an image or an overlay, whose files have other numbers: there Landlock holds them.
  */
-export function programsHeld({ contract: { spec }, workspace, overlays }: Pick<PlanRequest, 'contract' | 'workspace' | 'overlays'>): BigUint64Array | null {
-  const { exec } = spec.authority
+export function programsHeld({ contract: { spec }, workspace, overlays, programs }: Pick<PlanRequest, 'contract' | 'workspace' | 'overlays' | 'programs'>): BigUint64Array | null {
+  const exec = execPaths(spec.authority.exec)
   if (spec.mode !== 'enforce' || exec.includes('*') || spec.rootfs !== undefined || overlays.system.length > 0) return null
   const own = exec.some(path => inside(path, WORKSPACE))
   if (own && spec.workspace === 'overlay') return null
-  const listed = exec.filter(path => !inside(path, WORKSPACE) && !inside(path, '/tmp'))
-  return programTriples([...listed, ...elfInterpreters()], own ? [workspace] : [])
+  const listed = unpinned(exec, programs).filter(path => !inside(path, WORKSPACE) && !inside(path, '/tmp'))
+  return programTriples([...listed, ...elfInterpreters()], [...(own ? [workspace] : []), ...programs.map(({ fd }) => fd)])
+}
+
+function unpinned(exec: readonly string[], programs: readonly Program[]): string[] {
+  return exec.filter(path => !programs.some(program => program.path === path))
 }
 
 /** The image, the cell's own folders and files above it, and where writes go if they may. */
@@ -137,7 +145,8 @@ function imageMount({ overlays, owner }: PlanRequest, rootfs: string): Mount {
 /** What the cell shows of the host: what the contract grants, or in observe mode all that is no door to its services. */
 function hostMounts(request: PlanRequest, writable: readonly string[], interpreters: readonly string[], noexec: (tree: string) => boolean): Mount[] {
   const { contract: { spec }, owner, overlays } = request
-  const { authority: { exec, filesystem: { read } } } = spec
+  const { authority: { filesystem: { read } } } = spec
+  const exec = execPaths(spec.authority.exec)
   const root = rootBuilder(writable, owner.uid === 0 ? undefined : owner)
   if (spec.mode === 'enforce') {
     for (const path of read) root.expose(path)
@@ -153,14 +162,20 @@ function hostMounts(request: PlanRequest, writable: readonly string[], interpret
   } else {
     root.exposeHost()
   }
+  // The checked file itself, whatever lies at its path by now.
+  const pinned = request.programs.map(({ path, real, fd }): Mount => {
+    if (root.expose(path) !== real) throw new AmbitError('CELL_FAILED', { attempted: `show ${path} in the cell`, why: `it led to ${real} when its content was checked, and now leads elsewhere`, remedy: 'try again; if it goes on, find out what changes it' })
+    return { type: 'bind', source: fd, target: real, readonly: true, recursive: false, noexec: false, nobody: spec.mode === 'enforce' }
+  })
   // Links that lead into a tree that is written through an overlay are shown as those into one that is read.
   for (const { tree } of overlays.system) root.expose(tree)
-  const shown = root.mounts().map((mount): Mount => (mount.type === 'bind' ? { ...mount, nobody: spec.mode === 'enforce' } : mount)).filter(({ target }) => !overlays.system.some(({ tree }) => inside(target, tree)))
+  const shown = root.mounts().filter(({ target }) => !pinned.some(one => one.target === target)).map((mount): Mount => (mount.type === 'bind' ? { ...mount, nobody: spec.mode === 'enforce' } : mount)).filter(({ target }) => !overlays.system.some(({ tree }) => inside(target, tree)))
   return [
     ...shown.map(mount => (mount.type === 'bind' && !LIBRARIES.some(tree => inside(mount.target, tree)) ? { ...mount, noexec: noexec(mount.target) } : mount)),
     ...overlays.system.map(({ tree, store }): Mount => ({
       type: 'overlay', target: tree, upper: { source: store }, lower: [{ source: tree, idmapAll: true }], noexec: !LIBRARIES.some(folder => inside(tree, folder)) && noexec(tree),
     })),
+    ...pinned,
   ]
 }
 
@@ -251,7 +266,7 @@ function landlockRules(read: readonly string[], write: readonly string[], exec: 
  */
 function workspaceMounts(native: NativeAddon, request: PlanRequest, enforce: boolean, noexec: (tree: string) => boolean, opened: number[]): Mount[] {
   const { read, write } = request.contract.spec.authority.filesystem
-  const { exec } = request.contract.spec.authority
+  const exec = execPaths(request.contract.spec.authority.exec)
   const { workspace: store } = request.overlays
   const mount = (source: number, target: string, readonly: boolean): Mount => ({ type: 'bind', source, target, readonly, recursive: false, noexec: noexec(target), idmapOwner: request.owner })
   const granted = [...read, ...write, ...exec].some(path => path === '/' || path === '*' || inside(path, WORKSPACE))

@@ -29,8 +29,8 @@ const OWN_ETC = new Set(['resolv.conf', 'hosts', 'hostname', 'mtab'])
  * while mounting.
  */
 export type RootBuilder = {
-  /** Shows a host path, read-only, with the links that lead to it. A path that does not exist is skipped. */
-  expose(path: string): void
+  /** Shows a host path, read-only, with the links that lead to it, and tells where they lead. A path that does not exist is skipped: null. */
+  expose(path: string): string | null
   /** Shows every top-level directory of the host but those that are the cell's own. */
   exposeHost(): void
   /** Links in the given directories that lead to a path for which `wanted` holds ("sh" for "dash"). */
@@ -96,11 +96,12 @@ export function rootBuilder(writable: readonly string[], asUser?: { uid: number;
     return dirname(at) === '/etc' && OWN_ETC.has(parts.at(-1)!) ? null : at === '' ? '/' : at
   }
 
-  const expose = (path: string): void => {
+  const expose = (path: string): string | null => {
     const real = lead(path)
     if (real === '/') exposeHost()
     else if (real === '/etc') exposeEtc()
     else if (real !== null) bind(real)
+    return real
   }
 
   const exposeHost = (): void => {

@@ -14,6 +14,16 @@ const LINKS_MAX = 40
  * meanwhile shows nothing that it should not.
  */
 export function leadsTo(path: string, caller: Ids, root = '/'): string | null {
+  return walk(path, caller, root, (_, real) => real)
+}
+
+/** The same, with what lies there as a descriptor (O_PATH). */
+export function openWhereLeads(path: string, caller: Ids): { real: string; fd: number } | null {
+  return walk(path, caller, '/', (at, real) => ({ real, fd: openSync(at, O_PATH | constants.O_NOFOLLOW) }))
+}
+
+/** `end` gets the end of the way, by a directory that is open until it returns, and its name in the tree. */
+function walk<T>(path: string, caller: Ids, root: string, end: (at: string, real: string) => T): T | null {
   const opened: { name: string; fd: number }[] = []
   const enter = (from: string, name: string): boolean => {
     const fd = openSync(from, O_PATH | constants.O_DIRECTORY | constants.O_NOFOLLOW)
@@ -38,12 +48,12 @@ export function leadsTo(path: string, caller: Ids, root = '/'): string | null {
         if (to.startsWith('/')) for (const { fd } of opened.splice(1)) closeSync(fd)
         parts.unshift(...to.split('/').filter(one => one !== ''))
       } else if (parts.length === 0) {
-        return join('/', ...opened.map(({ name }) => name), part)
+        return end(here, join('/', ...opened.map(({ name }) => name), part))
       } else if (!enter(here, part)) {
         return null
       }
     }
-    return join('/', ...opened.map(({ name }) => name))
+    return end(`/proc/self/fd/${opened.at(-1)!.fd}/.`, join('/', ...opened.map(({ name }) => name)))
   } catch (error) {
     if (['ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG', 'EACCES'].includes((error as NodeJS.ErrnoException).code ?? '')) return null
     throw error

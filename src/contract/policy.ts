@@ -1,6 +1,7 @@
 import { readFileSync, statSync } from 'node:fs'
 import { parseBlock } from '../authority/addresses.ts'
 import { grantText, grantWithin, isBroad, isHostGrant, type Grant, type HostGrant } from '../authority/destination.ts'
+import { execPaths } from '../authority/exec.ts'
 import { covers } from '../authority/paths.ts'
 import { AmbitError } from '../errors.ts'
 import { barOf, ownAddresses } from '../network/addresses.ts'
@@ -105,7 +106,7 @@ export function excessOf({ spec }: Contract, { bounds, require: narrowness = [] 
       if (path === '/') required('listed-paths', ['authority', 'filesystem', access, at], `${access} of / lists nothing`)
     })
   }
-  exec.forEach((path, at) => {
+  execPaths(exec).forEach((path, at) => {
     if (bounds.exec !== undefined && !bounds.exec.includes('*') && (path === '*' || !covers(bounds.exec, path))) bounded('exec', ['authority', 'exec', at], `executing ${path} is not among what it allows`)
     if (path === '*') required('listed-programs', ['authority', 'exec', at], 'exec "*" lists no program')
   })

@@ -1,6 +1,7 @@
 import { isIP } from 'node:net'
 import { z } from 'zod'
 import { canonicalName, isName } from '../authority/destination.ts'
+import type { ExecGrant } from '../authority/exec.ts'
 import { KIND_BY_NAME } from '../authority/kinds.ts'
 import { grantedPath, inside } from '../authority/paths.ts'
 import { repeated } from '../authority/words.ts'
@@ -162,7 +163,13 @@ function refuseContradictions(spec: Together, context: z.core.$RefinementCtx): v
   const refuse = (path: PropertyKey[], message: string): void => { context.addIssue({ code: 'custom', message, path, input: spec }) }
   if (spec.rootfs === undefined && spec.rootfsWrites === 'overlay') refuse(['rootfsWrites'], 'says how an image is written, and rootfs names none')
   if (spec.rootfs !== undefined && spec.system === 'overlay') refuse(['system'], 'is about the host\'s directories, and the cell runs from the image that rootfs names: rootfsWrites is its like')
-  const { write } = (spec.authority as { filesystem: { write: string[] } }).filesystem
+  const { exec, filesystem: { write } } = spec.authority as { exec: ExecGrant[]; filesystem: { write: string[] } }
+  for (const [index, grant] of exec.entries()) {
+    if (typeof grant === 'string') continue
+    const tree = write.find(one => inside(grant.path, one))
+    if (tree !== undefined) refuse(['authority', 'exec', index], `the job may write to ${tree}, so a digest of ${grant.path} would hold nothing`)
+    if (spec.rootfs !== undefined) refuse(['authority', 'exec', index], 'a digest is of a program of the host, and the cell runs from the image that rootfs names: check the image before it is unpacked')
+  }
   const ofHost = spec.rootfs === undefined && spec.system === 'readonly' && write.some(path => !['/workspace', '/tmp'].some(own => inside(path, own)))
   const place = spec.capabilities.indexOf('FSETID')
   if (place >= 0 && (spec.workspace === 'shared' || ofHost)) refuse(['capabilities', place], 'FSETID would let the job rewrite a set-user-id file of the host that keeps its bit: it needs "workspace: overlay" or "none", and "system: overlay" where the contract grants writing elsewhere')

@@ -7,6 +7,7 @@ import { inside } from '../authority/paths.ts'
 import { refuseMissing } from '../cell/missing.ts'
 import { dropChanges, openOverlays, pruneChanges } from '../cell/overlays.ts'
 import { CELL_SLOTS, hostWrites, isCellId } from '../cell/plan.ts'
+import { closePrograms, namesContent, openPrograms, type Program } from '../cell/programs.ts'
 import { startCell, tlsLibraries } from '../cell/cell.ts'
 import type { Cell, CellEnd, EndReason } from '../cell/follow.ts'
 import { openCgroups } from '../cell/cgroup.ts'
@@ -175,11 +176,13 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     const { id } = reserved
     const lasts = options.followed && contract.spec.onDaemonLoss === 'continue'
     let letGo = (): void => {}
+    let programs: Program[] = []
     try {
       const released = async (error: unknown): Promise<never> => {
         await reserved.release()
         throw error
       }
+      if (namesContent(contract)) programs = await openPrograms(contract, owner, message.contract).catch(released)
       const overlays = await openOverlays(addon, options.changesDir, { id, slot: reserved.slot, contract, owner, workspace, own }).catch(released)
       const credentials = await grantCredentials(contract, options.issuers, message).catch(async (error: unknown) => {
         await overlays.discard()
@@ -191,7 +194,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
         cell = await startCell(host, reserved, {
           contract, argv: message.argv, env: credentials.env, stdio, workspace,
           owner, handed: credentials.handed, credentials: credentials.events, credentialHooks: credentials.hooks,
-          apiHosts: credentials.apiHosts, overlays, limitEnforcers: held.enforcers, lasts,
+          apiHosts: credentials.apiHosts, overlays, programs, limitEnforcers: held.enforcers, lasts,
         }, () => begun = store.begin(id), credentials.revoke, clock.mark, started => {
           if (lasts) letGo = holdCell(host, reserved, {
             id, slot: reserved.slot, contract: message.contract.text, profiles: message.contract.profiles ?? {}, uid: peer.uid, gid: peer.gid, cgroup: { ...reserved.cgroup, id: String(reserved.cgroup.id) },
@@ -203,6 +206,8 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
         if (begun !== undefined) await store.abandon(begun)
         await overlays.discard()
         throw failedToBuild(error)
+      } finally {
+        closePrograms(programs.splice(0))
       }
       const cellLog = begun!
       // The command has its own: who reads its output reads the end when the command's processes have closed it.
@@ -254,6 +259,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       log.debug({ cell: id, phases: clock.told() }, 'where its time went, in microseconds')
       if (!early) tell(end)
     } finally {
+      closePrograms(programs)
       letGo()
       spares.give(reserved.slot)
       spares.refill(0)

@@ -8,7 +8,7 @@ const O_PATH = 0o10_000_000
  * What names an open file to the kernel's own eyes, as NativeProbes.holdPrograms takes it. The device is that of the mount
  * (proc(5), mountinfo), not stat's: on btrfs and overlays stat tells another one.
  */
-function identity(fd: number): [device: bigint, inode: bigint] {
+export function identity(fd: number): [device: bigint, inode: bigint] {
   const { ino } = fstatSync(fd, { bigint: true })
   const mount = /^mnt_id:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1]
   const [, major, minor] = new RegExp(`^${mount} \\d+ (\\d+):(\\d+) `, 'm').exec(readFileSync('/proc/self/mountinfo', 'utf8')) ?? []
@@ -19,13 +19,13 @@ function identity(fd: number): [device: bigint, inode: bigint] {
 }
 
 /**
- * The programs that a cell may execute, for the kernel: paths of files and folders, and open folders, in triples. What is not
+ * The programs that a cell may execute, for the kernel: paths of files and folders, and open ones, in triples. What is not
  * there can't be executed, and is left out.
  */
-export function programTriples(paths: readonly string[], folders: readonly number[] = []): BigUint64Array {
+export function programTriples(paths: readonly string[], open: readonly number[] = []): BigUint64Array {
   const triples: bigint[] = []
   const add = (fd: number): void => { triples.push(...identity(fd), fstatSync(fd).isDirectory() ? 1n : 0n) }
-  for (const fd of folders) add(fd)
+  for (const fd of open) add(fd)
   for (const path of paths) {
     let fd: number
     try {

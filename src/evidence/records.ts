@@ -53,6 +53,8 @@ export const evidenceBody = z.discriminatedUnion('type', [
     argv: z.array(z.string()), host: z.string(), boot: z.string(), kernel: z.string(),
     pipeline: z.object({ file: z.string(), job: z.string(), digest: z.string() }).nullable(),
     rootfs: z.string().optional().describe('the image that the cell ran from: what is on the host says nothing of its paths'),
+    programs: z.array(z.object({ path: z.string(), sha256: z.string(), dev: z.string(), ino: z.string() })).optional().describe('programs whose content the contract names, and the content that they had: in enforce the cell shows that very file'),
+    loaders: z.array(z.string()).optional().describe('granted programs that need no loader, so that another program can name one as its own'),
     links: z.record(z.string(), z.string()).optional().describe('granted paths that are or hold links on this host, and where they lead: acts are told by the latter'),
   }),
   z.object({ type: z.literal('coverage'), hooks: z.array(hookReport), enforcers: z.array(z.object({ name: z.string(), state: z.string() })) }),

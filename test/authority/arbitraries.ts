@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import type { EvidenceBody, Family } from '../../src/evidence/records.ts'
-import { exec, execFailed, connect, dns, file, fileFailed, flow, oidcHanded, request, response, socket, syscalls, unreadable } from './evidence.ts'
+import { exec, execFailed, connect, dns, file, fileFailed, flow, oidcHanded, request, response, script, socket, startedWith, syscalls, unreadable } from './evidence.ts'
 
 /** For each kind: what may be declared (before parsing), what may be observed, and an independent word on what a declaration allows. */
 export type KindCase = {
@@ -42,15 +42,22 @@ const filesystem: KindCase = {
 }
 
 const program = fc.constantFrom('/usr/bin/gcc', '/usr/bin/git', '/usr/bin/gitk', '/workspace/build/x', '/tmp/a.out', '/usr/lib/gcc/cc1')
+const digest = fc.constantFrom('a'.repeat(64), 'b'.repeat(64))
+const ofHost = fc.constantFrom('/usr/bin/gcc', '/usr/bin/git', '/usr/bin/gitk', '/usr/lib/gcc/cc1')
+const execGrant = fc.oneof({ weight: 3, arbitrary: program }, { weight: 1, arbitrary: fc.record({ path: ofHost, sha256: digest }) })
+/** Of all programs the same content was found. */
+const checked = fc.subarray(['/usr/bin/gcc', '/usr/bin/git', '/usr/bin/gitk', '/usr/lib/gcc/cc1']).chain(paths => fc.subarray(paths).map(loaders => startedWith({ loaders, programs: paths.map((path, n) => ({ path, sha256: 'a'.repeat(64), dev: '8:1', ino: `9${n}` })) })))
+type DeclaredExec = (string | { path: string; sha256: string })[]
 const execKind: KindCase = {
   families: ['exec'],
-  declared: fc.oneof(fc.constant(['*']), unique(program, 4)),
-  events: some(fc.oneof(
-    { weight: 8, arbitrary: program.map(path => exec(path)) },
-    { weight: 1, arbitrary: fc.constantFrom(exec('/memfd:x', true), exec('(unreachable)/memfd:y', true), exec('/dev/shm/p')) },
-    { weight: 2, arbitrary: fc.tuple(program, fc.constantFrom('ENOENT', 'EACCES', 'ENOEXEC'), fc.boolean()).map(args => execFailed(...args)) },
-  ), 20),
-  allows: (declared: string[], event) => (event.type !== 'exec' ? null : declared.includes('*') || (!event.unlinked && declared.includes(event.path))),
+  declared: fc.oneof(fc.constant(['*']), fc.uniqueArray(execGrant, { maxLength: 4, selector: one => (typeof one === 'string' ? one : one.path) })),
+  events: fc.tuple(fc.option(checked, { freq: 4 }), some(fc.oneof(
+    { weight: 8, arbitrary: program.map(path => [exec(path)]) },
+    { weight: 1, arbitrary: fc.constantFrom([exec('/memfd:x', true)], [exec('(unreachable)/memfd:y', true)], [exec('/dev/shm/p')]) },
+    { weight: 1, arbitrary: fc.tuple(program, program, fc.boolean()).map(([path, before, opened]) => [...script(path, ['/usr/bin/git', before, path]), ...(opened ? [file(path)] : [])]) },
+    { weight: 2, arbitrary: fc.tuple(program, fc.constantFrom('ENOENT', 'EACCES', 'ENOEXEC'), fc.boolean()).map(args => [execFailed(...args)]) },
+  ), 20)).map(([first, rest]) => [...(first === null ? [] : [first]), ...rest.flat()]),
+  allows: (declared: DeclaredExec, event) => (event.type !== 'exec' ? null : declared.includes('*') || (!event.unlinked && declared.some(one => (typeof one === 'string' ? one === event.path : one.path === event.path && one.sha256 === 'a'.repeat(64))))),
 }
 
 const HOSTS = ['example.com', 'a.example.com', 'b.a.example.com', 'evil-example.com', 'other.test', 'api.github.com']

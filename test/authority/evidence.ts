@@ -15,6 +15,7 @@ export function coverage(gaps: Partial<Record<Family, string[]>> = {}): Coverage
 export const startedWhere = (links: Record<string, string>): EvidenceBody => ({
   type: 'cell.started', cell: 'c1', mode: 'observe', contract: {}, contractDigest: '', argv: ['x'], host: 'h', boot: 'b', kernel: 'k', pipeline: null, links,
 })
+export const startedWith = (more: Partial<Body<'cell.started'>>): EvidenceBody => ({ ...startedWhere({}) as Body<'cell.started'>, ...more })
 export const file = (path: string, access: Body<'file'>['access'] = 'read', created = false): EvidenceBody =>
   ({ type: 'file', process: P, path, access, created, dev: '8:1', ino: '1', source: 'descriptor' })
 export const looked = (path: string): EvidenceBody =>
@@ -28,6 +29,11 @@ export const socket = (path: string, reached = true, errno = 'EACCES', owner?: '
   : { type: 'file.failed', process: P, path, access: 'write', errno, onHost: true, socket: true })
 export const exec = (path: string, unlinked = false): EvidenceBody =>
   ({ type: 'exec', process: P, parent: 1, path, argv: [path], argvTruncated: false, dev: '8:1', ino: '1', unlinked })
+/** A script is told by its name, and by its interpreter's arguments. */
+export const script = (path: string, argv: string[]): EvidenceBody[] => [
+  { ...exec(path) as Body<'exec'>, argv, dev: '0:0', ino: '0' },
+  { ...exec(argv[0]!) as Body<'exec'>, argv },
+]
 export const execFailed = (path: string, errno = 'ENOENT', onHost = true): EvidenceBody => ({ type: 'exec.failed', process: P, path, errno, onHost })
 export const flow = (name: string | null, port: number, options: Partial<Body<'flow'>> = {}): EvidenceBody =>
   ({ type: 'flow', flow: 1, name, nameSource: name === null ? 'none' : 'sni', address: '198.51.100.7', port, decision: 'allowed', reason: '', bytesOut: 100, bytesIn: 200, durationMs: 1, ...options })

@@ -3,7 +3,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
+import type { ExecGrant } from '../../src/authority/exec.ts'
 import { KINDS } from '../../src/authority/kinds.ts'
+import { covers } from '../../src/authority/paths.ts'
 import { contractFromJob } from '../../src/contract/from-job.ts'
 import { narrowContract } from '../../src/contract/narrow.ts'
 import { readContract, readContractFile } from '../../src/contract/read.ts'
@@ -159,8 +161,20 @@ const contracts: fc.Arbitrary<Contract> = fc.record({
   authority: fc.record(Object.fromEntries(KINDS.map(kind => [kind.name, CASES[kind.name]!.declared]))),
 }).map(({ name, pipeline, mode, ttl, workspace, memory, pids, set, hosts, authority }) => contractSchema.parse({
   apiVersion: 'ambit/v1', kind: 'Cell', metadata: { name, ...(pipeline ? { pipeline } : {}) },
-  spec: { mode, ttl, workspace, limits: { memory, pids }, environment: { set }, hosts, authority },
+  spec: { mode, ttl, workspace, limits: { memory, pids }, environment: { set }, hosts, authority: { ...authority, exec: withoutVainDigests(authority as never) } },
 }) as Contract)
+
+/** What a contract could not hold: digests where the job may write. */
+function withoutVainDigests({ exec, filesystem }: { exec: ExecGrant[]; filesystem: { write: string[] } }): ExecGrant[] {
+  return exec.filter(grant => typeof grant === 'string' || !covers(filesystem.write, grant.path))
+}
+
+t.test('a digest of a program that the job may rewrite, or of one in an image, is refused with its line', async t => {
+  const contract = (spec: string): string => `${HEAD}${spec}  authority:\n    filesystem: { write: [/opt/tools, /tmp] }\n    exec:\n      - path: /opt/tools/x\n        sha256: ${'f'.repeat(64)}\n`
+  t.throws(() => readContract(contract(''), 'c.yaml'), { code: 'CONTRACT_INVALID', message: /c\.yaml:\d+[^]*the job may write to \/opt\/tools, so a digest of \/opt\/tools\/x would hold nothing/ })
+  t.throws(() => readContract(contract('  rootfs: /srv/image\n').replace('/opt/tools,', '/srv,'), 'c.yaml'), { code: 'CONTRACT_INVALID', message: /the cell runs from the image/ })
+  t.same(readContract(contract('').replace('/opt/tools, ', ''), 'c.yaml').spec.authority.exec, [{ path: '/opt/tools/x', sha256: 'f'.repeat(64) }])
+})
 
 t.test('what is written reads back as the same contract', async t => {
   t.doesNotThrow(() => fc.assert(fc.property(contracts, contract => {

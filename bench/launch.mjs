@@ -16,9 +16,8 @@ const WAITING = 20
 const dir = mkdtempSync(join(tmpdir(), 'ambit-bench-'))
 const daemon = await startDaemon()
 try {
-  const contract = (name, programs) => {
-    const file = join(dir, `${name}.yaml`)
-    writeFileSync(file, `apiVersion: ambit/v1
+  const contract = join(dir, 'true.yaml')
+  writeFileSync(contract, `apiVersion: ambit/v1
 kind: Cell
 metadata: { name: bench }
 spec:
@@ -27,12 +26,10 @@ spec:
   workspace: none
   authority:
     filesystem: { read: [/usr/lib], write: [] }
-    exec: [${programs}]
+    exec: [/usr/bin/true, /usr/bin/sleep]
     syscall: { profile: build }
 `)
-    return file
-  }
-  const cell = [CLIENT, 'run', '--socket', daemon.socket, '--contract', contract('true', '/usr/bin/true'), '--', '/usr/bin/true']
+  const cell = [CLIENT, 'run', '--socket', daemon.socket, '--contract', contract, '--', '/usr/bin/true']
   const bundle = join(dir, 'bundle')
   mkdirSync(join(bundle, 'rootfs/bin'), { recursive: true })
   writeFileSync(join(dir, 'true.c'), 'int main(void) { return 0; }\n')
@@ -92,7 +89,7 @@ spec:
   }
   await sleep(500)
   const before = residentKiB()
-  const sleeps = Array.from({ length: WAITING }, () => spawn(CLIENT, ['run', '--socket', daemon.socket, '--contract', contract('sleep', '/usr/bin/sleep'), '--', '/usr/bin/sleep', '50'], { stdio: 'ignore' }))
+  const sleeps = Array.from({ length: WAITING }, () => spawn(CLIENT, ['run', '--socket', daemon.socket, '--contract', contract, '--', '/usr/bin/sleep', '50'], { stdio: 'ignore' }))
   await sleep(2000)
   const after = residentKiB()
   const memoryOf = folder => ['memory.usage_in_bytes', 'memory.current'].map(file => join(folder, file)).filter(existsSync).map(file => Number(readFileSync(file, 'utf8')))

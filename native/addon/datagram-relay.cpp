@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include "relay.h"
 
@@ -79,10 +80,15 @@ bool EndpointOf(const Name& name, Endpoint* endpoint) {
 template <typename Make>
 int InNamespace(int netns, Make make) {
   int error = 0;
-  std::thread([&] {
-    if (setns(netns, CLONE_NEWNET) != 0) error = errno;
-    else error = make();
-  }).join();
+  try {
+    std::thread([&] {
+      if (setns(netns, CLONE_NEWNET) != 0) error = errno;
+      else error = make();
+    }).join();
+  } catch (const std::system_error&) {
+    // The host has no thread to give: this flow is refused, and the others go on.
+    return EAGAIN;
+  }
   return error;
 }
 

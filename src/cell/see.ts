@@ -55,7 +55,8 @@ function walk<T>(path: string, caller: Ids, root: string, end: (at: string, real
     }
     return end(`/proc/self/fd/${opened.at(-1)!.fd}/.`, join('/', ...opened.map(({ name }) => name)))
   } catch (error) {
-    if (['ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG', 'EACCES'].includes((error as NodeJS.ErrnoException).code ?? '')) return null
+    // EINVAL: what was a link is none any more.
+    if (['ENOENT', 'ENOTDIR', 'ELOOP', 'ENAMETOOLONG', 'EACCES', 'EINVAL'].includes((error as NodeJS.ErrnoException).code ?? '')) return null
     throw error
   } finally {
     for (const { fd } of opened) closeSync(fd)

@@ -209,7 +209,8 @@ int Follow(const Options& options, Fd daemon, const Fd& signals, int evidence) {
     }
     if (watched[0].revents == 0) continue;
     ssize_t size = recv(daemon.get(), buffer.data(), buffer.size(), 0);
-    if (size < 0 && errno == EINTR) continue;
+    // A daemon that closed without reading a signal of ours leaves this error in front of its answer.
+    if (size < 0 && (errno == EINTR || errno == ECONNRESET)) continue;
     if (size <= 0 && lasts) {
       started = false;
       early.clear();

@@ -46,8 +46,9 @@ inline int ReceivePacket(int socket, void* data, size_t size, std::vector<Fd>* f
   header.msg_control = control;
   header.msg_controllen = sizeof control;
   ssize_t got;
+  // A peer that ended without reading all that was sent to it leaves this error in front of its own last words (unix_release_sock, net/unix/af_unix.c).
   do got = recvmsg(socket, &header, MSG_CMSG_CLOEXEC | flags);
-  while (got < 0 && errno == EINTR);
+  while (got < 0 && (errno == EINTR || errno == ECONNRESET));
   if (got < 0) return -1;
   for (struct cmsghdr* item = CMSG_FIRSTHDR(&header); item != nullptr; item = CMSG_NXTHDR(&header, item)) {
     if (item->cmsg_level != SOL_SOCKET || item->cmsg_type != SCM_RIGHTS) continue;

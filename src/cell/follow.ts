@@ -100,6 +100,8 @@ export function follow(host: CellHost, reserved: Reserved, { contract, started, 
     const quiet = end.failed === null && reason === 'exited' && !limited
     return quiet ? { code: end.code, signal: end.signal, reason, notice: null } : ended
   })
+  // Whoever waits for the whole end alone hears of a failure there.
+  exited.catch(() => {})
   return { id, kill, signal: signal => { if (!over) host.spawner.signal(id, signal) }, exited, ended }
 }
 

@@ -358,6 +358,23 @@ t.test('a cell is in its groups from its first process on', async t => {
   t.match((await cell.ended).exit, { code: null, signal: 9, failed: null })
 })
 
+t.test('an end that crosses with signals is told as it was', async t => {
+  const ends: CellExit[] = []
+  for (let i = 0; i < 40; i++) {
+    const cell = await prepare(['sh', '-c', 'trap "" WINCH; exit 3'])
+    spawner.go(cell.id)
+    let ended = false
+    void cell.ended.then(() => { ended = true })
+    // What process 1 of the cell has not read when it ends must not hide what it said.
+    while (!ended) {
+      for (let n = 0; n < 5; n++) spawner.signal(cell.id, os.signals.SIGWINCH)
+      await sleep(0)
+    }
+    ends.push((await cell.ended).exit)
+  }
+  t.same(ends.filter(({ code, failed }) => code !== 3 || failed !== null), [])
+})
+
 t.test('twenty cells at once, each its own; hundreds of mounts in one', async t => {
   const all = await Promise.all(Array.from({ length: 20 }, (_, i) => sh(`echo ${i}; exit ${i}`)))
   t.same(all.map(({ exit, stdout }) => [exit.code, stdout]), all.map((_, i) => [i, `${i}\n`]))

@@ -367,7 +367,7 @@ t.test('an end that crosses with signals is told as it was', async t => {
     void cell.ended.then(() => { ended = true })
     // What process 1 of the cell has not read when it ends must not hide what it said.
     while (!ended) {
-      for (let n = 0; n < 5; n++) spawner.signal(cell.id, os.signals.SIGWINCH)
+      for (let n = 0; n < 400; n++) spawner.signal(cell.id, os.signals.SIGWINCH)
       await sleep(0)
     }
     ends.push((await cell.ended).exit)

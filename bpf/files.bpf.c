@@ -191,24 +191,10 @@ static __always_inline void tell_socket(struct act *act, __u64 name, __u32 size)
   tell_argument(act);
 }
 
-/* As the kernel bounds it (UIO_MAXIOV). */
-#define MESSAGES 1024
-
-struct messages {
-  __u64 cell, at;
-  __u32 stride, error;
-};
-
-/* struct mmsghdr begins with a struct msghdr, and that with the name and its length. Programs of 32 bits are not run. */
-static long message_step(__u32 step, struct messages *all) {
-  struct { __u64 name; __u32 size; } head = {};
-  struct act act = {.cell = all->cell, .dirfd = AT_FDCWD, .error = all->error, .spoken = 1};
-  act.kind = act.error ? AMBIT_FILE_FAILED : AMBIT_FILE;
-  if (bpf_probe_read_user(&head, 12, (void *)(all->at + (__u64)step * all->stride)))
-    return 1;
-  tell_socket(&act, head.name, head.size);
-  return 0;
-}
+/* Of one sendmmsg; more are told as one that could not be read. Steps of bpf_loop would take more stack than there is. */
+#define MESSAGES 8
+/* sizeof(struct mmsghdr): a struct msghdr, which begins with the name and its length, and a count. Programs of 32 bits are not run. */
+#define MESSAGE_SIZE 64
 
 /* Sets of errnos below 64, so that the verifier meets no branch for each. */
 #define BIT(NUMBER) (1ULL << (NUMBER))
@@ -278,9 +264,23 @@ int BPF_PROG(files_exit, struct pt_regs *regs, long result) {
     return 0;
   }
   if (call->op == AMBIT_CALL_MESSAGE || call->op == AMBIT_CALL_MESSAGES) {
-    struct messages all = {.cell = cell, .at = act.argument, .stride = 64, .error = act.error};
-    __u32 count = call->op == AMBIT_CALL_MESSAGE || act.error || result > MESSAGES ? 1 : result;
-    bpf_loop(count, message_step, &all, 0);
+    const __u64 first = act.argument;
+    const __u32 count = call->op == AMBIT_CALL_MESSAGE || act.error ? 1 : result;
+    act.spoken = 1;
+    act.dirfd = AT_FDCWD;
+#pragma unroll
+    for (int i = 0; i < MESSAGES; i++) {
+      struct { __u64 name; __u32 size; } head = {};
+      if (i >= count || bpf_probe_read_user(&head, 12, (void *)(first + i * MESSAGE_SIZE)))
+        return 0;
+      tell_socket(&act, head.name, head.size);
+    }
+    if (count <= MESSAGES)
+      return 0;
+    act.limit = 0;
+    act.argument = 1; /* no address */
+    act.access = AMBIT_WRITE;
+    tell_argument(&act);
     return 0;
   }
   if (call->op >= AMBIT_CALL_SOCKET) {

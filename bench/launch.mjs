@@ -59,7 +59,7 @@ spec:
 
   await sleep(200)
   // Only those that were told the command's end before the evidence was sealed.
-  const launches = daemon.lines().filter(line => line.phases !== undefined).map(line => line.phases).filter(one => Object.keys(one).at(-1) === 'sealed')
+  const launches = daemon.lines().filter(line => line.phases !== undefined).map(line => line.phases).filter(one => 'ended' in one)
   const TEXT = {
     admitted: 'contract read, paths and limits looked at', reserved: 'a cell made ahead taken, limits set', planned: 'plan made and sent', served: 'log, probes, relay and resolver',
     built: 'root built, by the spawner and process 1', ended: 'filter, Landlock, the command, the cell\'s end', sealed: 'after the answer: sets read, evidence sealed',

@@ -47,15 +47,15 @@ def raw(path, said):  # the kernel reads as many bytes of the name as it is told
     name = b'\\1\\0' + path.encode() + said.encode()
     if libc.connect(s.fileno(), name, 2 + len(path)): raise OSError(ctypes.get_errno(), 'refused')
     s.sendall(b'me'); return s.recv(100).decode()
-def second(path):  # two messages by one call, the first of them to a name that is no path
+def last(path, count):  # messages by one call, all but the last to a name that is no path
     own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); own.bind('\\0own')
-    names = [ctypes.create_string_buffer(b'\\1\\0' + name) for name in [b'\\0own', path.encode()]]
+    names = [ctypes.create_string_buffer(b'\\1\\0' + name) for name in [b'\\0own'] * (count - 1) + [path.encode()]]
     text = ctypes.create_string_buffer(b'by sendmmsg')
     vector = (ctypes.c_uint64 * 2)(ctypes.addressof(text), 11)
-    messages = b''.join(struct.pack('QIIQQQQQII', ctypes.addressof(name), length, 0, ctypes.addressof(vector), 1, 0, 0, 0, 0, 0) for name, length in zip(names, [6, 2 + len(path)]))
+    messages = b''.join(struct.pack('QIIQQQQQII', ctypes.addressof(name), length, 0, ctypes.addressof(vector), 1, 0, 0, 0, 0, 0) for name, length in zip(names, [6] * (count - 1) + [2 + len(path)]))
     sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    sent = libc.sendmmsg(sender.fileno(), messages, 2, 0)
-    if sent != 2: raise OSError(ctypes.get_errno(), 'refused')
+    sent = libc.sendmmsg(sender.fileno(), messages, count, 0)
+    if sent != count: raise OSError(ctypes.get_errno(), 'refused')
 exec(sys.argv[1])
 `)
 const spec = (network: string): string => `authority:
@@ -95,15 +95,16 @@ t.test('a granted socket, and only it, is there to be spoken to', async t => {
 /** Ways to a socket under another name than its own. */
 const DISGUISED = `os.path.lexists('/tmp/link') or os.symlink('${stream}', '/tmp/link')
 attempt('link', lambda: connect('/tmp/link')); attempt('descriptor', lambda: connect('/proc/self/fd/%d' % os.open('${stream}', os.O_PATH)))
-attempt('longer', lambda: raw('${stream}', '/../../../../../workspace/own')); attempt('second', lambda: second('${datagram}')); os.unlink('/tmp/link')`
+attempt('longer', lambda: raw('${stream}', '/../../../../../workspace/own')); attempt('second', lambda: last('${datagram}', 2)); attempt('ninth', lambda: last('${datagram}', 9)); os.unlink('/tmp/link')`
 const disguised = (name: string): string => `only = lambda name, act: attempt(name, act) if name == '${name}' else None\n${DISGUISED.replaceAll('attempt(', 'only(')}`
-const DISGUISES = ['link', 'descriptor', 'longer', 'second']
+const DISGUISES = ['link', 'descriptor', 'longer', 'second', 'ninth']
+const SENT = ['second', 'ninth']
 
 t.test('a granted socket that is spoken to under another name is never called unused', async t => {
   for (const name of DISGUISES) {
-    const path = name === 'second' ? datagram : stream
+    const path = SENT.includes(name) ? datagram : stream
     const run = await host.run(spec(`{ unix: ${path} }`), python(disguised(name)))
-    t.match(run.stdout, name === 'second' ? 'second done' : `${name} served me`, run.stderr)
+    t.match(run.stdout, SENT.includes(name) ? `${name} done` : `${name} served me`, run.stderr)
     t.notOk(network(run).includes(`unix:${path} unused`), `${name}: ${network(run).join(', ')}`)
   }
 })
@@ -111,7 +112,7 @@ t.test('a granted socket that is spoken to under another name is never called un
 t.test('a socket of the host that nobody granted is told of in observe, whatever name it was given', async t => {
   for (const name of DISGUISES) {
     const run = await host.run(spec(''), python(disguised(name)), { mode: 'observe' })
-    t.match(run.stdout, name === 'second' ? 'second done' : `${name} served me`, run.stderr)
+    t.match(run.stdout, SENT.includes(name) ? `${name} done` : `${name} served me`, run.stderr)
     t.ok(network(run).some(row => row.startsWith('unix:') && row.endsWith(' undeclared')), `${name}: ${network(run).join(', ')}`)
   }
 })
